@@ -1,0 +1,141 @@
+"""Ops that work on each element alone, with numpy broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from slmopt.errors import IRError
+from slmopt.ir.dims import Dim
+from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.spec import OpSpec, Required
+from slmopt.ir.types import DType, TensorType, parse_element
+
+__all__ = ["SPECS", "broadcast_shapes"]
+
+
+def broadcast_shapes(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The numpy-broadcast shape; IRError where two dimensions neither agree nor are 1."""
+    rank = max(map(len, shapes))
+    result: list[Dim] = []
+    for axis in range(-rank, 0):
+        found: Dim = 1
+        for shape in shapes:
+            dim: Dim = shape[axis] if -axis <= len(shape) else 1
+            if dim != 1 and found != 1 and dim != found:
+                raise IRError(f"shapes {' and '.join(str(list(s)) for s in shapes)} do not broadcast at axis {axis}")
+            found = found if dim == 1 else dim
+        result.append(found)
+    return tuple(result)
+
+
+def _same_elements(op: Op, types: list[TensorType]) -> None:
+    if len({type.element for type in types}) > 1:
+        raise IRError(f"operands must have one element type, got {', '.join(map(str, types))}; insert a cast")
+
+
+def _binary(op: Op) -> TensorType:
+    types = [operand_type(o) for o in op.operands]
+    _same_elements(op, types)
+    return TensorType(types[0].element, broadcast_shapes(*(type.shape for type in types)))
+
+
+def _comparison(op: Op) -> TensorType:
+    return _binary(op).with_element(DType.bool)
+
+
+def _unary(op: Op) -> TensorType:
+    return operand_type(op.operands[0])
+
+
+def _float_unary(op: Op) -> TensorType:
+    found = operand_type(op.operands[0])
+    if not (isinstance(found.element, DType) and found.element.is_float):
+        raise IRError(f"expected a floating-point operand, got {found}; insert a cast")
+    return found
+
+
+def _where(op: Op) -> TensorType:
+    condition, *branches = (operand_type(o) for o in op.operands)
+    if condition.element != DType.bool:
+        raise IRError(f"the condition must be bool, got {condition}")
+    _same_elements(op, branches)
+    return TensorType(branches[0].element, broadcast_shapes(condition.shape, *(b.shape for b in branches)))
+
+
+def _cast(op: Op) -> TensorType:
+    element = parse_element(str(op.attributes["element"]))
+    if not isinstance(element, DType):
+        raise IRError(f"cast goes to a plain element type, not {element}; use quantize_rows")
+    return operand_type(op.operands[0]).with_element(element)
+
+
+def _cast_reference(op: Op, x: Any) -> Any:
+    from slmopt.ir.torch_types import torch_dtype
+
+    return x.to(torch_dtype(op.attributes["element"]))
+
+
+def _gelu(op: Op, x: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.gelu(x, approximate="tanh" if op.attributes["approximate"] else "none")
+
+
+def _torch(name: str) -> Callable[..., Any]:
+    def reference(op: Op, *operands: Any) -> Any:
+        import torch
+
+        return getattr(torch, name)(*operands)
+
+    return reference
+
+
+def _functional(name: str) -> Callable[..., Any]:
+    def reference(op: Op, *operands: Any) -> Any:
+        import torch
+
+        return getattr(torch.nn.functional, name)(*operands)
+
+    return reference
+
+
+def _div(op: Op, left: Any, right: Any) -> Any:
+    import torch
+
+    return torch.div(left, right) if left.is_floating_point() else torch.div(left, right, rounding_mode="floor")
+
+
+_ARITHMETIC = {
+    "add": ("a + b", "add"), "sub": ("a - b", "sub"), "mul": ("a * b", "mul"), "pow": ("a to the power b", "pow"),
+    "maximum": ("the larger of a and b", "maximum"), "minimum": ("the smaller of a and b", "minimum"),
+    "logical_and": ("a and b", "logical_and"), "logical_or": ("a or b", "logical_or"),
+    "remainder": ("a modulo b, with the sign of b", "remainder"),
+}  # fmt: skip
+_COMPARISONS = {name: f"whether a {sign} b" for name, sign in
+                {"eq": "=", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items()}  # fmt: skip
+_FLOAT_UNARY = {
+    "exp": "e to the x", "log": "natural logarithm", "log1p": "log(1 + x)", "expm1": "exp(x) - 1",
+    "sqrt": "square root", "rsqrt": "1 / sqrt(x)",
+    "sin": "sine", "cos": "cosine", "tanh": "hyperbolic tangent", "sigmoid": "1 / (1 + exp(-x))",
+    "floor": "largest integer not above x", "reciprocal": "1 / x", "erf": "error function",
+}  # fmt: skip
+
+SPECS: tuple[OpSpec, ...] = (
+    *(OpSpec(name, ("a", "b"), _binary, _torch(function), f"{text}, elementwise")
+      for name, (text, function) in _ARITHMETIC.items()),
+    *(OpSpec(name, ("a", "b"), _comparison, _torch(name), f"{text}, elementwise; bool")
+      for name, text in _COMPARISONS.items()),
+    *(OpSpec(name, ("x",), _float_unary, _torch(name), f"{text}, elementwise") for name, text in _FLOAT_UNARY.items()),
+    OpSpec("div", ("a", "b"), _binary, _div, "a / b, elementwise; rounded down for integers"),
+    OpSpec("neg", ("x",), _unary, _torch("neg"), "-x, elementwise"),
+    OpSpec("abs", ("x",), _unary, _torch("abs"), "absolute value, elementwise"),
+    OpSpec("logical_not", ("x",), _unary, _torch("logical_not"), "not x, elementwise on bool"),
+    OpSpec("relu", ("x",), _unary, _torch("relu"), "max(x, 0), elementwise"),
+    OpSpec("silu", ("x",), _float_unary, _functional("silu"), "x * sigmoid(x), elementwise"),
+    OpSpec("softplus", ("x",), _float_unary, _functional("softplus"), "log(1 + exp(x)), elementwise"),
+    OpSpec("gelu", ("x",), _float_unary, _gelu, "x * Phi(x); `approximate`: by tanh (Hendrycks and Gimpel 2016)",
+           {"approximate": False}),
+    OpSpec("where", ("condition", "a", "b"), _where, _torch("where"), "a where the condition holds, else b"),
+    OpSpec("cast", ("x",), _cast, _cast_reference, "x converted to `element`", {"element": Required(str)}),
+)  # fmt: skip

@@ -1,0 +1,226 @@
+"""Ops that make tensors or move elements without computing on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slmopt.errors import IRError
+from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols, product
+from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.ops.elementwise import broadcast_shapes
+from slmopt.ir.spec import OpSpec, Required
+from slmopt.ir.types import DType, TensorType, parse_element
+
+__all__ = ["SPECS", "axis_of", "dims_of"]
+
+
+def dims_of(op: Op, attribute: str) -> tuple[Dim, ...]:
+    """An attribute that is a list of dimensions."""
+    value = op.attributes[attribute]
+    if not isinstance(value, tuple) or not all(isinstance(d, int | SymbolicDim) for d in value):
+        raise IRError(f"{attribute} must be a list of dimensions, got {value!r}")
+    return value  # type: ignore[return-value]
+
+
+def axis_of(op: Op, rank: int, attribute: str = "axis") -> int:
+    """An axis attribute, counted from the front."""
+    axis = op.attributes[attribute]
+    if not isinstance(axis, int) or isinstance(axis, bool) or not -rank <= axis < rank:
+        raise IRError(f"{attribute} {axis!r} is out of range for {rank} axes")
+    return axis % rank
+
+
+def _element(op: Op) -> DType:
+    element = parse_element(str(op.attributes["element"]))
+    if not isinstance(element, DType):
+        raise IRError(f"element must be plain, not {element}")
+    return element
+
+
+def _constant(op: Op) -> TensorType:
+    if not isinstance(op.attributes["value"], int | float):
+        raise IRError(f"value must be a number, got {op.attributes['value']!r}")
+    return TensorType(_element(op), ())
+
+
+def _full(op: Op) -> TensorType:
+    return TensorType(_element(op), dims_of(op, "shape"))
+
+
+def _arange(op: Op) -> TensorType:
+    start, stop = op.attributes["start"], op.attributes["stop"]
+    if not isinstance(start, int | SymbolicDim) or not isinstance(stop, int | SymbolicDim):
+        raise IRError(f"start and stop must be dimensions, got {start!r} and {stop!r}")
+    return TensorType(_element(op), (stop - start,))
+
+
+def _dimension(op: Op) -> TensorType:
+    if not isinstance(op.attributes["value"], int | SymbolicDim):
+        raise IRError(f"value must be a dimension, got {op.attributes['value']!r}")
+    return TensorType(DType.i64, ())
+
+
+def _reshape(op: Op) -> TensorType:
+    found, shape = operand_type(op.operands[0]), dims_of(op, "shape")
+    if product(shape) != found.elements:
+        raise IRError(f"{found} has {found.elements} elements, shape {list(shape)} has {product(shape)}")
+    return found.with_shape(*shape)
+
+
+def _permute(op: Op) -> TensorType:
+    found, axes = operand_type(op.operands[0]), op.attributes["axes"]
+    if not isinstance(axes, tuple) or sorted(axes) != list(range(found.rank)):  # type: ignore[type-var]
+        raise IRError(f"axes {axes!r} is no permutation of the {found.rank} axes of {found}")
+    return found.with_shape(*(found.shape[axis] for axis in axes))  # type: ignore[index]
+
+
+def _expand(op: Op) -> TensorType:
+    found, shape = operand_type(op.operands[0]), dims_of(op, "shape")
+    if broadcast_shapes(found.shape, shape) != shape:
+        raise IRError(f"{found} does not broadcast to {list(shape)}")
+    return found.with_shape(*shape)
+
+
+def slice_bounds(op: Op) -> tuple[int, Dim, Dim, int]:
+    """(axis, start, stop, step) of a slice, stop filled in."""
+    found = operand_type(op.operands[0])
+    axis = axis_of(op, found.rank)
+    start, stop, step = (op.attributes[name] for name in ("start", "stop", "step"))
+    stop = found.shape[axis] if stop is None else stop
+    if not isinstance(start, int | SymbolicDim) or not isinstance(stop, int | SymbolicDim) or not isinstance(step, int):
+        raise IRError(f"start, stop and step must be dimensions, got {start!r}, {stop!r}, {step!r}")
+    return axis, start, stop, step
+
+
+def _slice(op: Op) -> TensorType:
+    found = operand_type(op.operands[0])
+    axis, start, stop, step = slice_bounds(op)
+    length, size = stop - start, found.shape[axis]
+    if step < 1 or (step > 1 and not isinstance(length, int)):
+        raise IRError(f"step must be at least 1, and 1 on a symbolic axis, got {step}")
+    if isinstance(length, int) and (length < 0 or (isinstance(start, int) and start < 0)):
+        raise IRError(f"slice {start}:{stop} is negative")
+    if isinstance(size, int) and isinstance(stop, int) and stop > size:
+        raise IRError(f"slice {start}:{stop} passes the end of axis {axis} of {found}")
+    length = -(-length // step) if isinstance(length, int) else length
+    return found.with_shape(*found.shape[:axis], length, *found.shape[axis + 1 :])
+
+
+def _concat(op: Op) -> TensorType:
+    types = [operand_type(o) for o in op.operands]
+    if not types:
+        raise IRError("concat needs at least one operand")
+    axis, total = axis_of(op, types[0].rank), operand_type(op.operands[0]).shape[axis_of(op, types[0].rank)]
+    for other in types[1:]:
+        rest = [list(t.shape[:axis] + t.shape[axis + 1 :]) for t in (types[0], other)]
+        if other.element != types[0].element or other.rank != types[0].rank or rest[0] != rest[1]:
+            raise IRError(f"{types[0]} and {other} do not concatenate along axis {axis}")
+        total = total + other.shape[axis]
+    return types[0].with_shape(*types[0].shape[:axis], total, *types[0].shape[axis + 1 :])
+
+
+def _gather(op: Op) -> TensorType:
+    table, index = (operand_type(o) for o in op.operands)
+    axis = axis_of(op, table.rank)
+    if index.element not in (DType.i64, DType.i32):
+        raise IRError(f"the index must be i64 or i32, got {index}")
+    return table.with_shape(*table.shape[:axis], *index.shape, *table.shape[axis + 1 :])
+
+
+# --- references --------------------------------------------------------------------------------------------------
+def _numbers(op: Op, attribute: str) -> list[int]:
+    return [int(dim) for dim in dims_of(op, attribute)]  # type: ignore[arg-type]
+
+
+def _reference_full(op: Op) -> Any:
+    import torch
+
+    from slmopt.ir.torch_types import torch_dtype
+
+    shape = _numbers(op, "shape") if "shape" in op.attributes else []
+    return torch.full(shape, op.attributes["value"], dtype=torch_dtype(_element(op)))
+
+
+def _reference_arange(op: Op) -> Any:
+    import torch
+
+    from slmopt.ir.torch_types import torch_dtype
+
+    return torch.arange(op.attributes["start"], op.attributes["stop"], dtype=torch_dtype(_element(op)))
+
+
+def _reference_dimension(op: Op) -> Any:
+    import torch
+
+    return torch.tensor(op.attributes["value"], dtype=torch.int64)
+
+
+def _reference_slice(op: Op, x: Any) -> Any:
+    axis, start, stop, step = slice_bounds(op)
+    index = [slice(None)] * x.dim()
+    index[axis] = slice(start, stop if op.attributes["stop"] is not None else None, step)
+    return x[tuple(index)]
+
+
+def _reference_concat(op: Op, *parts: Any) -> Any:
+    import torch
+
+    return torch.cat(parts, axis_of(op, parts[0].dim()))
+
+
+def _reference_gather(op: Op, table: Any, index: Any) -> Any:
+    axis = axis_of(op, table.dim())
+    picked = table.index_select(axis, index.reshape(-1))
+    return picked.reshape(*table.shape[:axis], *index.shape, *table.shape[axis + 1 :])
+
+
+def _mixes_axis(op: Op, symbol: str) -> bool:
+    found = operand_type(op.operands[0])
+    return symbol in dim_symbols(found.shape[axis_of(op, found.rank)])
+
+
+def _slice_mixes(op: Op, symbol: str) -> bool:
+    axis, start, stop, step = slice_bounds(op)
+    whole = start == 0 and stop == operand_type(op.operands[0]).shape[axis] and step == 1
+    return not whole and (_mixes_axis(op, symbol) or symbol in dim_symbols(stop - start))
+
+
+def _concat_mixes(op: Op, symbol: str) -> bool:
+    axis = axis_of(op, operand_type(op.operands[0]).rank)
+    return any(symbol in dim_symbols(operand_type(o).shape[axis]) for o in op.operands)
+
+
+def _arange_step(builder: Any, op: Op, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Positions shift: arange(s) of the whole sequence is position + arange(t) of the step."""
+    attributes = {**op.attributes, "stop": builder.renamed(op.attributes["stop"])}
+    counted = builder.add("arange", (), attributes)
+    start = builder.position
+    if counted.type.element != DType.i64:
+        start = builder.add("cast", (start,), {"element": str(counted.type.element)})
+    return (builder.add("add", (counted, start)),)
+
+
+_ELEMENT = {"element": Required(str)}
+SPECS: tuple[OpSpec, ...] = (
+    OpSpec("constant", (), _constant, _reference_full, "one number", {"value": Required(float), **_ELEMENT}),
+    OpSpec("full", (), _full, _reference_full, "a tensor of one number",
+           {"shape": Required(tuple), "value": Required(float), **_ELEMENT}),
+    OpSpec("arange", (), _arange, _reference_arange, "start, start + 1, ... below stop",
+           {"start": 0, "stop": Required(int), **_ELEMENT},
+           mixes=lambda op, symbol: symbol in dim_symbols(op.results[0].shape[0]), step=_arange_step),
+    OpSpec("dimension", (), _dimension, _reference_dimension, "a symbolic size as a number",
+           {"value": Required(int)}, mixes=lambda op, symbol: symbol in dim_symbols(op.attributes["value"])),  # type: ignore[arg-type]
+    OpSpec("reshape", ("x",), _reshape, lambda op, x: x.reshape(_numbers(op, "shape")),
+           "the same elements in row-major order under another shape", {"shape": Required(tuple)}),
+    OpSpec("permute", ("x",), _permute, lambda op, x: x.permute(op.attributes["axes"]),
+           "result axis i is operand axis axes[i]", {"axes": Required(tuple)}),
+    OpSpec("expand", ("x",), _expand, lambda op, x: x.expand(_numbers(op, "shape")),
+           "axes of size 1 repeated to `shape` (numpy broadcasting)", {"shape": Required(tuple)}),
+    OpSpec("slice", ("x",), _slice, _reference_slice, "x[start:stop:step] along an axis; stop none: to the end",
+           {"axis": Required(int), "start": 0, "stop": None, "step": 1}, mixes=_slice_mixes),
+    OpSpec("concat", ("*parts",), _concat, _reference_concat, "the operands one after another along an axis",
+           {"axis": Required(int)}, mixes=_concat_mixes),
+    OpSpec("gather", ("table", "index"), _gather, _reference_gather,
+           "table rows picked by index along an axis: shape table[:axis] + index + table[axis+1:]", {"axis": 0},
+           mixes=_mixes_axis),
+)  # fmt: skip

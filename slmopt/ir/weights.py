@@ -1,0 +1,137 @@
+"""The weight store: lazy tensors by key, memory-mapped from files or derived from other keys when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slmopt.errors import IRError
+from slmopt.ir.types import QuantizedType, TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["QuantizedTensor", "WeightSource", "WeightStore"]
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Codes [..., n, k] (int8, or uint8 where asymmetric), float16 scales and minimum [..., n, groups]."""
+
+    type: QuantizedType
+    codes: torch.Tensor
+    scales: torch.Tensor
+    minimum: torch.Tensor | None = None
+
+    def dequantize(self) -> torch.Tensor:
+        """The float32 tensor the codes stand for."""
+        columns = self.codes.shape[-1]
+        group = self.type.group or columns
+        scales = self.scales.float().repeat_interleave(group, -1)[..., :columns]
+        values = self.codes.float() * scales
+        if self.minimum is not None:
+            values = values + self.minimum.float().repeat_interleave(group, -1)[..., :columns]
+        return values
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """How a tensor comes to be: `load` gives it, from `inputs` where it is derived from other keys.
+
+    `load` takes one tensor per input and returns a torch tensor or a QuantizedTensor. It is called each time the
+    weight is asked for and nothing is kept, so that peak memory stays near one weight. `description` says what was
+    done, for people: `file model.safetensors`, `quantize to q4g32`.
+    """
+
+    type: TensorType
+    description: str
+    load: Callable[..., Any]
+    inputs: tuple[str, ...] = ()
+
+
+class WeightStore:
+    """Keys to lazy tensors. Keys are never redefined: a pass that changes a weight adds a key."""
+
+    def __init__(self, parent: WeightStore | None = None) -> None:
+        self._parent = parent
+        self._own: dict[str, WeightSource] = {}
+
+    def branch(self) -> WeightStore:
+        """A store that sees everything here; what is added to it stays in it."""
+        return WeightStore(self)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._own or (self._parent is not None and key in self._parent)
+
+    def __iter__(self) -> Iterator[str]:
+        if self._parent is not None:
+            yield from self._parent
+        yield from self._own
+
+    def source(self, key: str) -> WeightSource:
+        """Where `key` comes from; IRError where it is unknown."""
+        if key in self._own:
+            return self._own[key]
+        if self._parent is None:
+            raise IRError(f"no weight @{key} in the store")
+        return self._parent.source(key)
+
+    def type(self, key: str) -> TensorType:
+        """The type of the stored tensor."""
+        return self.source(key).type
+
+    def add(self, key: str, source: WeightSource) -> str:
+        """Define `key`; IRError where it is already defined or an input is missing."""
+        if key in self:
+            raise IRError(f"weight @{key} is already defined ({self.source(key).description}); use another key")
+        for name in source.inputs:
+            if name not in self:
+                raise IRError(f"weight @{key} derives from @{name}, which is not in the store")
+        self._own[key] = source
+        return key
+
+    def add_tensor(self, key: str, value: torch.Tensor, description: str = "in memory") -> str:
+        """Define `key` as a tensor held in memory."""
+        from slmopt.ir.torch_types import element_of
+
+        held = value.detach()
+        return self.add(key, WeightSource(TensorType(element_of(held.dtype), tuple(held.shape)), description, lambda: held))
+
+    def derive(
+        self, key: str, inputs: tuple[str, ...], type: TensorType, description: str, compute: Callable[..., Any]
+    ) -> str:
+        """Define `key` as `compute(*tensors of inputs)`; computed when asked for, one weight at a time.
+
+        Asking twice for the same derivation under the same key is no error: aliased users share the result.
+        """
+        if key in self:
+            known = self.source(key)
+            if (known.inputs, known.type, known.description) == (inputs, type, description):
+                return key
+        return self.add(key, WeightSource(type, description, compute, inputs))
+
+    def fresh_key(self, hint: str) -> str:
+        """`hint` where no such key exists, else `hint.2`, `hint.3`, ..."""
+        key, count = hint, 1
+        while key in self:
+            count += 1
+            key = f"{hint}.{count}"
+        return key
+
+    def load(self, key: str) -> Any:
+        """The stored tensor: a torch tensor or a QuantizedTensor. Checked against its declared type."""
+        source = self.source(key)
+        value = source.load(*(self.load(name) for name in source.inputs))
+        shape = tuple(value.codes.shape if isinstance(value, QuantizedTensor) else value.shape)
+        if shape != source.type.shape:
+            raise IRError(f"weight @{key} ({source.description}) has shape {list(shape)}, expected {source.type}")
+        return value
+
+    def float(self, key: str) -> torch.Tensor:
+        """The tensor as float32 numbers, dequantized where it is quantized; integer tensors stay as they are."""
+        value = self.load(key)
+        if isinstance(value, QuantizedTensor):
+            return value.dequantize()
+        tensor: torch.Tensor = value
+        return tensor.float() if tensor.is_floating_point() else tensor
