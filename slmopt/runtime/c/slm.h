@@ -8,7 +8,7 @@
  *   slm_close(model);
  *
  * Errors: a function that can fail returns NULL or -1 and leaves a message for slm_last_error. A call that failed changed
- * nothing: the session stays usable.
+ * nothing, and the session stays usable (only slm_generate may have gone part of its way).
  * Threads: a model may be used from any thread. Sessions are independent: each may run in a thread of its own. One session
  * serves one call at a time; a second one meanwhile is refused with an error. */
 #ifndef SLM_H
@@ -69,7 +69,7 @@ SLM_API int32_t slm_reset(slm_session *session);
 
 /* How to choose a token. The filters apply in this order: repetition penalty, temperature, top_k, top_p, min_p. */
 typedef struct slm_sampling {
-  float temperature;        /* 0: the most likely token, ties to the lowest id; the four filters below are then unused */
+  float temperature;        /* 0: the most likely token, ties to the lowest id (top_k, top_p, min_p change nothing) */
   int32_t top_k;            /* keep the k most likely tokens; 0: all */
   float top_p;              /* keep the most likely tokens that together reach this share of the rest; 1: all */
   float min_p;              /* drop tokens less likely than this times the most likely one; 0: none */

@@ -1,0 +1,9 @@
+"""Running artifacts from Python: the same C ABI that any other language links."""
+
+from __future__ import annotations
+
+from slmopt.runtime.language_model import LanguageModel, Perplexity, open
+from slmopt.runtime.library import Sampling
+from slmopt.runtime.session import Session
+
+__all__ = ["LanguageModel", "Perplexity", "Sampling", "Session", "open"]
