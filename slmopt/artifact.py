@@ -18,12 +18,13 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
 from slmopt.errors import ArtifactError, InputError
 from slmopt.link import link_library, write_development_files
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
 
 __all__ = [
@@ -138,13 +139,13 @@ class WeightsWriter:
         self._file.write(bytes(WEIGHTS_HEADER))
         return self
 
-    def append(self, data: Buffer, align: int = 64) -> int:
+    def append(self, data: Buffer | NDArray[Any], align: int = 64) -> int:
         """Adds C-contiguous `data` at the next multiple of `align`; returns its offset from the frame's `weights`."""
         if align < 1 or align & (align - 1) or align > WEIGHTS_HEADER:
             raise ArtifactError(f"weights can be aligned to a power of two up to {WEIGHTS_HEADER}, not to {align}")
         self._write(bytes(-self.size % align))
         offset = self.size
-        view = memoryview(data)
+        view = memoryview(cast("Buffer", data))
         self._write(view.cast("B") if view.nbytes else b"")
         return offset
 

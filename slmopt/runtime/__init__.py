@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from slmopt.runtime.language_model import LanguageModel, Perplexity, open
+from slmopt.runtime.language_model import LanguageModel, Perplexity, SamplingOptions, open
 from slmopt.runtime.library import Sampling
 from slmopt.runtime.session import Session
 
-__all__ = ["LanguageModel", "Perplexity", "Sampling", "Session", "open"]
+__all__ = ["LanguageModel", "Perplexity", "Sampling", "SamplingOptions", "Session", "open"]

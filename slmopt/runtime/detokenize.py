@@ -25,7 +25,9 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._ids = list(prompt)  # tokens of the piece before, then tokens whose text is not out
         self._read = len(self._ids)  # where the latter begin
-        self._known = self._decode(self._ids).rstrip(_INCOMPLETE)  # text of the former
+        text = self._decode(self._ids)
+        self._known = text.rstrip(_INCOMPLETE)  # text of the former
+        self._whole = not text.endswith(_INCOMPLETE)  # a prompt may end inside a character
 
     def push(self, id: int) -> str:
         """The text that `id` completes; "" while a character is incomplete."""
@@ -41,9 +43,11 @@ class Detokenizer:
 
     def _advance(self, text: str) -> str:
         piece = text[len(self._known) :]
-        self._ids = self._ids[self._read :]
+        if self._whole:
+            del self._ids[: self._read]
         self._read = len(self._ids)
         self._known = self._decode(self._ids)
+        self._whole = True
         return piece
 
     def _decode(self, ids: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 from slmopt.artifact import read_manifest
 from slmopt.errors import ArtifactError, InputError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-__all__ = ["LanguageModel", "Perplexity", "open"]
+__all__ = ["LanguageModel", "Perplexity", "SamplingOptions", "open"]
 
 _LOGITS_AT_ONCE = 1 << 22  # numbers: perplexity takes as many positions at a time as have so many logits
 
@@ -38,6 +38,17 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         return math.exp(self.nats / self.tokens)
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of Sampling, as keywords."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
 
 
 def open(path: str | os.PathLike[str], threads: int = 0) -> LanguageModel:
@@ -87,7 +98,7 @@ class LanguageModel:
         return self._tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of `text` as the model expects them: with the tokenizer's special tokens, BOS first if it has one."""
+        """The tokens of `text` with the tokenizer's special tokens, and BOS first if the model has one."""
         ids = list(self.tokenizer.encode(text).ids)
         return ids if self.bos is None or ids[:1] == [self.bos] else [self.bos, *ids]
 
@@ -99,57 +110,76 @@ class LanguageModel:
 
     @overload
     def generate(
-        self, prompt: str | Sequence[int], max_tokens: int = ..., *, stream: Literal[False] = ..., **options: Any
+        self,
+        prompt: str | Iterable[int],
+        max_tokens: int = ...,
+        *,
+        stream: Literal[False] = ...,
+        stop: str | Sequence[str] = ...,
+        **options: Unpack[SamplingOptions],
     ) -> str: ...
     @overload
     def generate(
-        self, prompt: str | Sequence[int], max_tokens: int = ..., *, stream: Literal[True], **options: Any
+        self,
+        prompt: str | Iterable[int],
+        max_tokens: int = ...,
+        *,
+        stream: Literal[True],
+        stop: str | Sequence[str] = ...,
+        **options: Unpack[SamplingOptions],
     ) -> Iterator[str]: ...
     @overload
     def generate(
-        self, prompt: str | Sequence[int], max_tokens: int = ..., *, stream: bool, **options: Any
+        self,
+        prompt: str | Iterable[int],
+        max_tokens: int = ...,
+        *,
+        stream: bool,
+        stop: str | Sequence[str] = ...,
+        **options: Unpack[SamplingOptions],
     ) -> str | Iterator[str]: ...
     def generate(
-        self, prompt: str | Sequence[int], max_tokens: int = 256, *, stream: bool = False, **options: Any
+        self,
+        prompt: str | Iterable[int],
+        max_tokens: int = 256,
+        *,
+        stream: bool = False,
+        stop: str | Sequence[str] = (),
+        **options: Unpack[SamplingOptions],
     ) -> str | Iterator[str]:
         """The text that follows `prompt`, or with stream=True an iterator of its pieces; options as for `stream`."""
-        pieces = self.stream(prompt, max_tokens, **options)
+        pieces = self.stream(prompt, max_tokens, stop=stop, **options)
         return pieces if stream else "".join(pieces)
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Iterable[int],
         max_tokens: int = 256,
         *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
         stop: str | Sequence[str] = (),
+        **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
         """The text that follows `prompt` (text, or token ids taken as they are), piece by piece, in whole characters.
 
         Ends after `max_tokens`, at an end-of-sequence token, before the first stop string, or at the end of the
-        context. Sampling options as in Sampling; temperature 0 is greedy. InputError on bad options or a prompt that
-        does not fit, before this returns.
+        context. Options are the fields of Sampling; greedy by default. InputError on bad options or a prompt that does
+        not fit, before this returns.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        sampling = Sampling(**options)
         stops = [stop] if isinstance(stop, str) else list(stop)
         if not all(isinstance(text, str) and text for text in stops):
             raise InputError("stop strings must be text and not empty")
-        ids = self._prompt(prompt)
-        detokenizer = Detokenizer(self.tokenizer, ids)
-        return cut_at_stop(_pieces(detokenizer, self._tokens(ids, max_tokens, sampling)), stops)
+        tokenizer, ids = self.tokenizer, self._prompt(prompt)
+        tokens = self._tokens(ids, max_tokens, sampling)  # checks the ids, which a tokenizer does not
+        return cut_at_stop(_pieces(Detokenizer(tokenizer, ids), tokens), stops)
 
     def generate_ids(
-        self, prompt: str | Sequence[int], max_tokens: int = 256, sampling: Sampling | None = None
+        self, prompt: str | Iterable[int], max_tokens: int = 256, sampling: Sampling | None = None
     ) -> Iterator[int]:
         """As `stream`, in token ids; the end-of-sequence token is left out."""
         return self._tokens(self._prompt(prompt), max_tokens, sampling or Sampling())
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
         """The logits that follow each of `ids`, from an empty context: float32 [len(ids), vocab]."""
         with self._borrow() as session:
             return session.logits(ids)
@@ -157,7 +187,7 @@ class LanguageModel:
     def perplexity(
         self, text: str | Iterable[str] | Iterable[Sequence[int]], separator: str = "<|endoftext|>"
     ) -> Perplexity:
-        """Perplexity over documents, each in a fresh context, BOS first where the model has one, cut at the context's end.
+        """Perplexity over documents: a fresh context each, BOS first where the model has one, cut at the context's end.
 
         Text is split at `separator`; documents are stripped, and empty ones left out. Token ids are taken as they are.
         """
@@ -215,8 +245,8 @@ class LanguageModel:
             if session is not None:
                 session.close()
 
-    def _prompt(self, prompt: str | Sequence[int]) -> list[int]:
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    def _prompt(self, prompt: str | Iterable[int]) -> list[int]:
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(id) for id in prompt]
         if not ids:
             raise InputError("the prompt is empty and the model has no BOS token to begin with; give some text")
         return ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,7 +45,7 @@ class Session:
         """Threads that compute, the caller's included."""
         return int(self._library.thread_count(self._open()))
 
-    def prefill(self, ids: Sequence[int]) -> None:
+    def prefill(self, ids: Iterable[int]) -> None:
         """Takes tokens; `sample` then chooses the one that follows."""
         array = self._array(ids)
         with self._lock:
@@ -68,7 +68,7 @@ class Session:
                 raise self._library.error(InputError)
             return id
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, ids: Iterable[int]) -> NDArray[np.float32]:
         """Takes tokens and returns the logits that follow each: float32 [len(ids), vocab]."""
         import numpy as np
 
@@ -122,7 +122,7 @@ class Session:
             raise InputError("the session is closed")
         return self._handle
 
-    def _array(self, ids: Sequence[int]) -> Any:
+    def _array(self, ids: Iterable[int]) -> Any:
         """ids as int32[]; numbers beyond int32 would wrap, so they are refused here, all others by the library."""
         if isinstance(ids, str):
             raise InputError("token ids were expected, not text")
