@@ -44,7 +44,7 @@ def kept_tokens(logits: Logits, sampling: Sampling, seen: set[int]) -> tuple[lis
         adjusted[id] = adjusted[id] / penalty if adjusted[id] > 0 else adjusted[id] * penalty
     order = np.argsort(-adjusted, kind="stable")
     weights = np.exp((adjusted.astype(np.float64) - float(adjusted.max())) / float(np.float32(sampling.temperature)))
-    filtered = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+    filtered = 0 < sampling.top_k < len(weights) or sampling.top_p < 1 or sampling.min_p > 0
     if not filtered:
         return list(range(len(weights))), weights / weights.sum()
     ids = order[: sampling.top_k or len(order)]
