@@ -77,6 +77,7 @@ class LanguageModel:
         self._handle: int | None = handle
         self._threads = threads
         self._lock = threading.RLock()  # reentrant: an abandoned stream is finalized wherever the collector runs
+        self._process = os.getpid()
         self._idle: Session | None = None  # kept from the call before: opening one costs threads and page faults
         self._tokenizer: Tokenizer | None = None
         self.name = str(self.manifest.get("name", self.path.name))
@@ -233,6 +234,10 @@ class LanguageModel:
         """A session at position 0: the one left from before, or a new one where another call has it."""
         with self._lock:
             session, self._idle = self._idle, None
+        if session is not None and self._process != os.getpid():
+            session.close()  # after a fork: its threads stayed with the parent
+            session = None
+        self._process = os.getpid()
         if session is None:
             session = self.session()
         try:

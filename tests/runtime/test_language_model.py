@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,15 @@ def test_an_abandoned_stream_gives_its_session_back(model: LanguageModel) -> Non
     interleaved = [model.generate_ids([BOS], 12), model.generate_ids([BOS, 1], 12)]
     together = list(zip(*interleaved, strict=True))
     assert [pair[0] for pair in together] == expected_greedy([BOS], 12)
+
+
+def test_a_model_works_on_after_a_fork(model: LanguageModel) -> None:
+    expected = list(model.generate_ids([BOS], 10))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if list(model.generate_ids([BOS], 10)) == expected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert list(model.generate_ids([BOS], 10)) == expected
 
 
 def test_sessions_outlive_the_model(stand_in: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -76,20 +77,38 @@ def random_logits(seed: int, scale: float = 3.0) -> Logits:
     return (np.random.default_rng(seed).standard_normal(VOCAB) * scale).astype(np.float32)
 
 
+TEMPERATURES, TOP_K, TOP_P, MIN_P = (0.2, 1.0, 3.0), (0, 1, 40, VOCAB), (1.0, 0.95, 0.5, 0.01), (0.0, 0.05, 0.5, 1.0)
 samplings = st.builds(
     Sampling,
-    temperature=st.sampled_from([0.2, 0.7, 1.0, 3.0]),
-    top_k=st.sampled_from([0, 1, 2, 40, VOCAB, VOCAB + 9]),
-    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
-    min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    temperature=st.floats(0.0625, 20.0, width=32),
+    top_k=st.one_of(st.just(0), st.integers(1, VOCAB + 9)),
+    top_p=st.one_of(st.just(1.0), st.floats(0.0625, 1.0, width=32)),
+    min_p=st.one_of(st.just(0.0), st.floats(0.0, 1.0, width=32)),
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
     seed=st.integers(0, 2**64 - 1),
 )
 
 
+def check_draws(session: Session, logits: Logits, sampling: Sampling, seen: set[int]) -> None:
+    """Each draw is the inverse of the oracle's cumulative distribution at the generator's number."""
+    ids, shares = kept_tokens(logits, sampling, seen)
+    edges = np.concatenate([[0.0], np.cumsum(shares)])
+    for uniform, _ in zip(uniforms(sampling.seed), range(8), strict=False):
+        at = ids.index(sample(session, logits, sampling))  # fails where the filters should have dropped it
+        assert edges[at] - 1e-9 <= uniform <= edges[at + 1] + 1e-9
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_every_combination_of_filters_draws_as_the_oracle(session: Session, coarse: bool) -> None:
+    session.reset()
+    for index, options in enumerate(itertools.product(TEMPERATURES, TOP_K, TOP_P, MIN_P)):
+        logits = random_logits(index)
+        check_draws(session, np.round(logits) if coarse else logits, Sampling(*options, seed=index), set())
+
+
 @settings(max_examples=150, deadline=None)
 @given(sampling=samplings, seed=st.integers(0, 2**32), coarse=st.booleans(), history=st.lists(st.integers(0, 40)))
-def test_each_draw_inverts_the_oracles_distribution(
+def test_draws_are_the_oracles(
     session: Session, sampling: Sampling, seed: int, coarse: bool, history: list[int]
 ) -> None:
     logits = random_logits(seed)
@@ -98,11 +117,7 @@ def test_each_draw_inverts_the_oracles_distribution(
     session.reset()
     if history:
         session.prefill(history[:90])
-    ids, shares = kept_tokens(logits, sampling, set(history[:90]))
-    edges = np.concatenate([[0.0], np.cumsum(shares)])
-    for uniform, _ in zip(uniforms(sampling.seed), range(8), strict=False):
-        at = ids.index(sample(session, logits, sampling))  # fails where the filters should have dropped it
-        assert edges[at] - 1e-9 <= uniform <= edges[at + 1] + 1e-9
+    check_draws(session, logits, sampling, set(history[:90]))
 
 
 def test_frequencies_follow_the_softmax(session: Session) -> None:
