@@ -1,0 +1,74 @@
+"""Tracing with torch.export: token ids [b, s] in, logits out, batch and sequence symbolic."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from slmopt.errors import SlmError, UnsupportedError
+
+__all__ = ["WRAPPER", "export_forward"]
+
+WRAPPER = "model"
+_EXAMPLE = (3, 7)  # batch and sequence while tracing: unlike each other and unlike 0 and 1, which torch makes constants
+
+
+class _Forward(torch.nn.Module):
+    """ids -> logits, whatever else the model takes and returns."""
+
+    def __init__(self, model: torch.nn.Module, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        found = self.model(ids, **self.options)
+        if isinstance(found, torch.Tensor):
+            return found
+        logits = getattr(found, "logits", None)
+        if logits is None and isinstance(found, tuple | list):
+            logits = found[0]
+        if not isinstance(logits, torch.Tensor):
+            raise UnsupportedError(f"the model returns {type(found).__name__}, expected logits or a result that has them")
+        return logits
+
+
+def export_forward(model: torch.nn.Module, name: str, device: str, **options: Any) -> ExportedProgram:
+    """The traced program, decomposed to functional ATen. `options` are passed to the model's forward.
+
+    Raises UnsupportedError with torch's reason where the model cannot be traced for every batch and sequence length.
+    """
+    ids = torch.zeros(_EXAMPLE, dtype=torch.int64, device=device)
+    shapes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(_Forward(model, options), (ids,), dynamic_shapes=shapes, strict=False)
+            return program.run_decompositions({})
+    except SlmError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(f"{name} cannot be traced with symbolic batch and sequence length: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}" if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing logs and warns about its own internals, which says nothing about the model."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
