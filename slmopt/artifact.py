@@ -15,7 +15,8 @@ import re
 import secrets
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
@@ -65,14 +66,12 @@ class ArtifactWriter:
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
-        _check_replaceable(self.path)
-        try:
+        with _writing(self.path):
+            _check_replaceable(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _recover(self.path)
             _remove_stale(self.path)
             self.directory, self._lock = _create_temporary(self.path)
-        except OSError as error:
-            raise InputError(f"cannot write an artifact to {self.path}: {error.strerror or error}") from error
         return self
 
     def __exit__(
@@ -96,7 +95,8 @@ class ArtifactWriter:
 
     def write(self, name: str, content: str | Buffer) -> None:
         """Writes one whole file; text is UTF-8."""
-        self.file(name).write_bytes(content.encode() if isinstance(content, str) else content)
+        with _writing(self.path):
+            self.file(name).write_bytes(content.encode() if isinstance(content, str) else content)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes JSON with sorted keys, so that equal values are equal files."""
@@ -104,7 +104,8 @@ class ArtifactWriter:
 
     def copy(self, source: str | os.PathLike[str], name: str | None = None) -> None:
         """Copies a file's content, not its times."""
-        shutil.copyfile(source, self.file(name or os.path.basename(source)))
+        with _writing(self.path):
+            shutil.copyfile(source, self.file(name or os.path.basename(source)))
 
     def weights(self) -> WeightsWriter:
         """The writer of weights.bin, itself a context manager."""
@@ -113,15 +114,13 @@ class ArtifactWriter:
     def _publish(self) -> None:
         if not self.file(MANIFEST).is_file():
             raise ArtifactError(f"the artifact for {self.path} is not whole: {MANIFEST} was not written")
-        _check_replaceable(self.path)
-        try:
+        with _writing(self.path):
+            _check_replaceable(self.path)
             for entry in sorted(self.directory.iterdir()):
                 _sync(entry)
             _sync(self.directory)
             _replace(self.directory, self.path)
             _sync(self.path.parent)
-        except OSError as error:
-            raise InputError(f"cannot write an artifact to {self.path}: {error.strerror or error}") from error
 
 
 class WeightsWriter:
@@ -135,8 +134,9 @@ class WeightsWriter:
         self.hash = ""  # sha256 of the data, hex; known after exit: `weights_hash` of the program
 
     def __enter__(self) -> Self:
-        self._file = open(self._path, "wb")
-        self._file.write(bytes(WEIGHTS_HEADER))
+        with _writing(self._path):
+            self._file = open(self._path, "wb")
+            self._file.write(bytes(WEIGHTS_HEADER))
         return self
 
     def append(self, data: Buffer | NDArray[Any], align: int = 64) -> int:
@@ -154,18 +154,25 @@ class WeightsWriter:
     ) -> None:
         if self._file is None:
             return
-        with self._file as file:
+        try:
             if kind is None:
                 self._write(bytes(-self.size % WEIGHTS_HEADER))  # whole pages: a kernel may read to the end of a vector
                 self.hash = self._sha.hexdigest()
-                file.seek(0)
-                file.write(_HEADER.pack(b"SLMW", WEIGHTS_VERSION, WEIGHTS_HEADER + self.size, self.hash.encode()))
-        self._file = None
+                with _writing(self._path):
+                    self._file.seek(0)
+                    header = _HEADER.pack(b"SLMW", WEIGHTS_VERSION, WEIGHTS_HEADER + self.size, self.hash.encode())
+                    self._file.write(header)
+                    self._file.flush()
+        finally:
+            with suppress(OSError):  # closing writes what is left of a file that is given up
+                self._file.close()
+            self._file = None
 
     def _write(self, data: bytes | memoryview) -> None:
         if self._file is None:
             raise ArtifactError("weights are appended inside `with artifact.weights() as weights:`")
-        self._file.write(data)
+        with _writing(self._path):
+            self._file.write(data)
         self._sha.update(data)
         self.size += len(data)
 
@@ -211,17 +218,24 @@ def verify_weights(path: str | os.PathLike[str]) -> str:
     return actual
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns the system's refusals (permissions, a full disk, ...) into an error that names what was being written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write an artifact to {path}: {reason}; make room or choose another output") from error
+
+
 def _check_replaceable(path: Path) -> None:
     """What lies at `path` is nothing, an empty directory or an artifact: nobody loses anything else to a compile."""
-    try:
-        if not os.path.lexists(path):
-            return
-        if not path.is_dir():
-            raise InputError(f"cannot write an artifact to {path}: a file is there; choose another output")
-        if any(path.iterdir()) and not (path / MANIFEST).is_file():
-            raise InputError(f"{path} holds files and is not an artifact (no {MANIFEST}); choose another output")
-    except OSError as error:
-        raise InputError(f"cannot write an artifact to {path}: {error.strerror or error}") from error
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise InputError(f"cannot write an artifact to {path}: a file is there; choose another output")
+    if any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise InputError(f"{path} holds files and is not an artifact (no {MANIFEST}); choose another output")
 
 
 def _create_temporary(path: Path) -> tuple[Path, int | None]:

@@ -7,6 +7,7 @@ import filecmp
 import hashlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -115,6 +116,22 @@ def test_unwritable_output_is_refused_before_any_work(tmp_path: Path) -> None:
     for path in (tmp_path / "file" / "stories", Path("/proc/stories"), tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match="cannot write an artifact to"), ArtifactWriter(path):
             pytest.fail("work began")
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "stories"
+    write(path, "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # no file grows further
+    try:
+        for size in (60_000, 40_000):  # fails while appending, and fits
+            with pytest.raises(InputError, match="File too large; make room"), ArtifactWriter(path) as artifact:
+                with artifact.weights() as weights:
+                    weights.append(bytes(size))
+                artifact.write("large", bytes(60_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert contents(tmp_path) == ["stories"] and (path / "mark").read_text() == "old"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "/x"])
@@ -235,12 +252,16 @@ def test_libraries_are_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     compile_extra = [*c_compiler(), "-fPIC", "-c", str(tmp_path / "extra.c"), "-o", str(object_file)]
     subprocess.run(compile_extra, check=True)
     flags = [*FLAGS, "-g"]
-    first = link_library([object_file], PROGRAM, tmp_path / "first.so", "stories", flags=flags)
+    shim = tmp_path / "shim.c"
+    shim.write_text("int shim(void);\nint shim(void) { return 2; }\n")
+    first = link_library([object_file], PROGRAM, tmp_path / "first.so", "stories", flags=flags, sources=[shim])
+    with pytest.raises(ArtifactError, match=r"two files to link are called shim\.c"):
+        link_library([], PROGRAM, tmp_path / "twice.so", "stories", flags=flags, sources=[shim, shim])
     (tmp_path / "elsewhere").mkdir()
     moved = tmp_path / "elsewhere" / "renamed.o"
     moved.write_bytes(object_file.read_bytes())
     monkeypatch.chdir(tmp_path / "elsewhere")
-    second = link_library(["renamed.o"], PROGRAM, "second.so", "stories", flags=flags)
+    second = link_library(["renamed.o"], PROGRAM, "second.so", "stories", flags=flags, sources=[shim])
     assert first.read_bytes() == second.read_bytes()
     assert str(tmp_path).encode() not in first.read_bytes() and b"slmopt-link-" not in first.read_bytes()
     symbols = subprocess.run(["nm", "-D", "--defined-only", str(first)], check=True, capture_output=True, text=True)

@@ -105,3 +105,15 @@ def test_only_what_may_become_a_stop_is_held_back() -> None:
     assert list(cut_at_stop(["ab", "c", "a", "bd", "x"], ["abd"])) == ["abc", "x"][:1]
     assert list(cut_at_stop(["one\n", "\n", "two"], ["\n\n"])) == ["one"]
     assert list(cut_at_stop(["one\n", "two\n"], ["\n\n"])) == ["one", "\ntwo", "\n"]
+
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+@pytest.mark.skipif(not (SHARED / "models").is_dir(), reason="the shared test models are not beside the repository")
+def test_stories_come_out_as_they_are() -> None:
+    tokenizer = Tokenizer.from_file(str(SHARED / "models" / "stories260K" / "tokenizer.json"))
+    stories = (SHARED / "text" / "tinystories_clean.txt").read_text().split("<|endoftext|>")
+    for story in stories[:5]:
+        ids = tokenizer.encode(story.strip()).ids
+        assert "".join(pieces(tokenizer, ids, prompt=1)) == story.strip()
