@@ -25,12 +25,14 @@ _SAID_OTHERWISE = frozenset({
 @functools.cache
 def _library() -> torch.library.Library:
     """Defines `slmopt::attention` and `slmopt::mask`: shapes only, they are never run."""
-    library = torch.library.Library("slmopt", "DEF")
-    library.define(
+    library = torch.library.Library("slmopt", "DEF")  # type: ignore[no-untyped-call]
+    library.define(  # type: ignore[no-untyped-call]
         "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, float? softcap, bool causal, Tensor? bias,"
         " Tensor? sinks) -> Tensor"
     )
-    library.define("mask(Tensor like, SymInt b, SymInt queries, SymInt keys, bool causal, int? window, int? chunk) -> Tensor")
+    library.define(  # type: ignore[no-untyped-call]
+        "mask(Tensor like, SymInt b, SymInt queries, SymInt keys, bool causal, int? window, int? chunk) -> Tensor"
+    )
     torch.library.register_fake(
         "slmopt::attention", lambda q, k, v, *_: q.new_empty((*q.shape[:3], v.shape[3])), lib=library
     )
@@ -46,7 +48,7 @@ def _attention(
     """What transformers calls instead of its own attention: [b, heads, s, d] each, result [b, s, heads, d]."""
     for name, option in options.items():
         if isinstance(option, torch.Tensor) and name not in _SAID_OTHERWISE:
-            raise UnsupportedError(f"attention of {type(module).__name__} takes a tensor {name!r}, which is not supported")
+            raise UnsupportedError(f"attention of {type(module).__name__} takes {name!r}, which is not supported")
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -72,14 +74,16 @@ def _mask(
         with _disable_current_modes():
             structure = classify(mask_function or masking_utils.causal_mask_function, local_size)
     if structure is None:
-        return masking_utils.eager_mask(
+        dense: torch.Tensor = masking_utils.eager_mask(
             batch_size, q_length, kv_length, q_offset, kv_offset, mask_function=mask_function,
             attention_mask=attention_mask, device=device, **options,
         )  # fmt: skip
+        return dense
     like = torch.empty(0, device=device)
-    return torch.ops.slmopt.mask(
+    mask: torch.Tensor = torch.ops.slmopt.mask(
         like, batch_size, q_length, kv_length, structure.causal, structure.window, structure.chunk
     )
+    return mask
 
 
 def _chunked_overlay(chunk_size: int, left_padding: torch.Tensor) -> Any:
@@ -89,7 +93,7 @@ def _chunked_overlay(chunk_size: int, left_padding: torch.Tensor) -> Any:
 
 @contextmanager
 def captured_attention() -> Iterator[None]:
-    """While active, models with attention implementation IMPLEMENTATION trace to `slmopt::attention` and `slmopt::mask`."""
+    """While active, attention of models with implementation IMPLEMENTATION is traced as `slmopt::attention`."""
     from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
     _library()

@@ -60,7 +60,7 @@ def _renamed(model: Any, stored: Mapping[str, StoredTensor], expected: Mapping[s
     for key, tensor in stored.items():
         name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
         if converted is not None:
-            raise UnsupportedError(f"{tensor.file.name}: {key} has to be merged or split into {name}, which is not supported")
+            raise UnsupportedError(f"{tensor.file.name}: {key} must be merged or split into {name}: not supported")
         if name in found:
             raise InputError(f"{tensor.file.name}: {key} and another tensor are both {name}")
         found[name] = tensor

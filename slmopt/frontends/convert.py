@@ -77,7 +77,7 @@ class _Conversion:
             if node.users:
                 self.values[node] = self.weight_of(spec.target, self.build.result_type())
         else:
-            raise UnsupportedError(f"the model takes an input of kind {spec.kind.name} ({node.name}), not only token ids")
+            raise UnsupportedError(f"the model takes {node.name} ({spec.kind.name}), not only token ids")
 
     def _call(self, node: Node) -> None:
         self._enter(node)
@@ -91,7 +91,7 @@ class _Conversion:
         if not isinstance(target, torch._ops.OpOverload):
             if not node.users:
                 return
-            raise UnsupportedError(f"{self.build.place()}: python arithmetic on sizes that are no integers is not supported")
+            raise self.build.unsupported("arithmetic on sizes that are no integers")
         namespace, name = target._schema.name.split("::")
         if name in IGNORED:
             return
@@ -128,7 +128,7 @@ class _Conversion:
     def _item(self, node: Node) -> Argument:
         found = self._argument(node.args[0])[node.args[1]]
         if found is None and node.users:
-            raise UnsupportedError(f"{self.build.place()}: result {node.args[1]} of {node.args[0]} has no form in the IR")
+            raise self.build.unsupported(f"result {node.args[1]} of {node.args[0]}")
         return found
 
     def _argument(self, argument: Any) -> Argument:

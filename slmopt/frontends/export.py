@@ -35,7 +35,9 @@ class _Forward(torch.nn.Module):
         if logits is None and isinstance(found, tuple | list):
             logits = found[0]
         if not isinstance(logits, torch.Tensor):
-            raise UnsupportedError(f"the model returns {type(found).__name__}, expected logits or a result that has them")
+            raise UnsupportedError(
+                f"the model returns {type(found).__name__}, expected logits or something that has them"
+            )
         return logits
 
 
@@ -49,11 +51,14 @@ def export_forward(model: torch.nn.Module, name: str, device: str, **options: An
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(_Forward(model, options), (ids,), dynamic_shapes=shapes, strict=False)
-            return program.run_decompositions({})
+            functional: ExportedProgram = program.run_decompositions({})
+            return functional
     except SlmError:
         raise
     except Exception as error:
-        raise UnsupportedError(f"{name} cannot be traced with symbolic batch and sequence length: {_reason(error)}") from error
+        raise UnsupportedError(
+            f"{name} cannot be traced with symbolic batch and sequence length: {_reason(error)}"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

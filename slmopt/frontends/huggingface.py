@@ -42,7 +42,8 @@ def load(path: str | Path) -> Module:
     constants = {name.removeprefix(f"{WRAPPER}."): value for name, value in program.constants.items()}
     weight_of = _weights(store, names, {**constants, **buffers}, _canonical_names(model))
     graph = convert(program, weight_of, wrapper=WRAPPER, strip=model.base_model_prefix)
-    return Module(_module_name(directory), [graph], store, _metadata(directory, config, graph.outputs[0].shape[-1], stored))
+    metadata = _metadata(directory, config, graph.outputs[0].shape[-1], stored)
+    return Module(metadata["name"], [graph], store, metadata)
 
 
 def _canonical_names(model: Any) -> dict[str, str]:
@@ -105,7 +106,7 @@ def _special_tokens(directory: Path, config: Any) -> tuple[int | None, list[int]
     begin = getattr(config, "bos_token_id", None) if begin is None else begin
     end = getattr(config, "eos_token_id", None) if end is None else end
     ends = end if isinstance(end, list) else [end]
-    return _whole_number(begin), [number for number in ends if _whole_number(number) is not None]
+    return _whole_number(begin), [number for number in map(_whole_number, ends) if number is not None]
 
 
 def _whole_number(value: Any) -> int | None:

@@ -52,7 +52,9 @@ class StoredTensor:
                 if os.fstat(file.fileno()).st_size < self.offset + self.size:
                     raise InputError(f"{self.file} has become shorter since it was opened")
                 # A private copy-on-write mapping: torch wants writable memory, and the file stays as it is.
-                mapped = mmap.mmap(file.fileno(), self.offset + self.size - start, offset=start, access=mmap.ACCESS_COPY)
+                mapped = mmap.mmap(
+                    file.fileno(), self.offset + self.size - start, offset=start, access=mmap.ACCESS_COPY
+                )
         except OSError as error:
             raise InputError(f"cannot read {self.file}: {error.strerror}") from error
         flat = torch.frombuffer(mapped, dtype=dtype, count=prod(self.shape), offset=self.offset - start)

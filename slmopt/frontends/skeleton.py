@@ -22,7 +22,7 @@ def read_config(directory: Path) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if not directory.is_dir():
-        raise InputError(f"{directory} is no directory: expected a model directory with config.json and model.safetensors")
+        raise InputError(f"{directory} is no directory: expected a model directory (config.json, model.safetensors)")
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory} has no config.json: expected a Hugging Face model directory")
     raw = read_json(directory / "config.json")
@@ -31,14 +31,17 @@ def read_config(directory: Path) -> Any:
         if "auto_map" in raw:
             raise InputError(
                 f"{directory} wants its own Python code run (trust_remote_code: model type {kind!r}, auto_map"
-                f" {raw['auto_map']}). slmopt never runs code from a model directory; it takes models that transformers knows"
+                f" {raw['auto_map']}). slmopt never runs code from a model directory; it takes models that"
+                " transformers knows"
             )
         near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"{directory / 'config.json'}: transformers knows no model type {kind!r}{hint}")
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
-        raise InputError(f"{directory} holds weights quantized by {method!r}; slmopt starts from plain f32, f16 or bf16 weights")
+        raise InputError(
+            f"{directory} holds weights quantized by {method!r}; slmopt starts from plain f32, f16 or bf16"
+        )
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -76,7 +79,7 @@ def _parameters_on_meta() -> Iterator[None]:
             moved.__dict__.update(parameter.__dict__)
             module._parameters[name] = moved
 
-    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

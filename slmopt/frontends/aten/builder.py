@@ -1,4 +1,4 @@
-"""What a conversion rule works with: the graph being built, the FX node being converted, its argument and result types."""
+"""What a conversion rule works with: the graph being built, the node being converted, the types torch gave it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Builder:
     # --- the node's result, as torch saw it --------------------------------------------------------------------------
     def result_type(self, index: int | None = None) -> TensorType:
         """The type of the node's result (or of its `index`-th result)."""
-        found = self.node.meta["val"] if self.node is not None else None
+        found: Any = self.node.meta["val"] if self.node is not None else None
         found = found if index is None else found[index]
         if not isinstance(found, torch.Tensor):
             raise UnsupportedError(f"{self.place()} gives {type(found).__name__}, not a tensor")

@@ -78,7 +78,8 @@ def _triangle(comparison: str) -> Callable[..., Tensor]:
 
 RULES: dict[str, Callable[..., Any]] = {
     **{name: _filled(0) for name in (
-        "zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "zero",
+        "zeros", "zeros_like", "new_zeros", "empty", "empty_like", "new_empty", "empty_strided",
+        "new_empty_strided", "zero",
     )},
     **{name: _filled(1) for name in ("ones", "ones_like", "new_ones")},
     "full": _full, "full_like": _full, "new_full": _full, "fill": _full, "scalar_tensor": _scalar_tensor,

@@ -1,4 +1,4 @@
-"""ATen ops that work on each element alone. Type promotion is resolved here: operands are cast to torch's result type."""
+"""ATen ops that work on each element alone. Promotion is resolved here: operands are cast to torch's result type."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _scaled(build: Builder, argument: Argument, alpha: Argument) -> Argument:
 def _arithmetic(name: str, neutral: float | None = None) -> Callable[..., Tensor]:
     def rule(build: Builder, a: Argument, b: Argument, alpha: Argument = 1) -> Tensor:
         if neutral is not None and _is_number(b, neutral) and _keeps(build, a):
-            return a
+            return build.operand(a)
         element = build.element
         return build.add(name, (build.operand(a, element), build.operand(_scaled(build, b, alpha), element)))
 
@@ -49,7 +49,7 @@ def _reversed_sub(build: Builder, a: Argument, b: Argument, alpha: Argument = 1)
 
 def _mul(build: Builder, a: Argument, b: Argument) -> Tensor:
     if _is_number(a, 1) and _keeps(build, b):
-        return b
+        return build.operand(b)
     return _arithmetic("mul", 1)(build, a, b)
 
 
@@ -163,9 +163,9 @@ def _cast(build: Builder, x: Argument, *_: Argument, **__: Argument) -> Tensor:
 
 
 RULES: dict[str, Callable[..., Any]] = {
-    "add": _arithmetic("add", 0), "sub": _arithmetic("sub", 0), "subtract": _arithmetic("sub", 0), "rsub": _reversed_sub,
-    "mul": _mul, "multiply": _mul, "div": _div, "divide": _div, "true_divide": _div, "floor_divide": _floor_divide,
-    "pow": _arithmetic("pow", 1), "remainder": _arithmetic("remainder"),
+    "add": _arithmetic("add", 0), "sub": _arithmetic("sub", 0), "subtract": _arithmetic("sub", 0),
+    "rsub": _reversed_sub, "mul": _mul, "multiply": _mul, "div": _div, "divide": _div, "true_divide": _div,
+    "floor_divide": _floor_divide, "pow": _arithmetic("pow", 1), "remainder": _arithmetic("remainder"),
     "maximum": _arithmetic("maximum"), "minimum": _arithmetic("minimum"),
     "max.other": _arithmetic("maximum"), "min.other": _arithmetic("minimum"),
     "__and__": _logical("logical_and"), "bitwise_and": _logical("logical_and"), "logical_and": _logical("logical_and"),

@@ -44,7 +44,9 @@ def _native_layer_norm(build: Builder, *arguments: Argument) -> list[Argument]:
     return [_layer_norm(build, *arguments), None, None]
 
 
-def _rms_norm(build: Builder, x: Argument, shape: Sequence[Dim], weight: Argument = None, eps: float | None = None) -> Tensor:
+def _rms_norm(
+    build: Builder, x: Argument, shape: Sequence[Dim], weight: Argument = None, eps: float | None = None
+) -> Tensor:
     _normalized_axes(build, shape)
     epsilon = 1.1920928955078125e-07 if eps is None else eps  # torch's default: the spacing of float32 at 1
     return build.add("rms_norm", _norm_operands(build, x, weight), {"eps": epsilon})
@@ -80,8 +82,8 @@ def _index(build: Builder, x: Argument, indices: Sequence[Argument]) -> Tensor:
 
 # --- attention ---------------------------------------------------------------------------------------------------
 def _attention(
-    build: Builder, query: Argument, key: Argument, value: Argument, mask: Argument, scale: float, softcap: float | None,
-    causal: bool, bias: Argument, sinks: Argument,
+    build: Builder, query: Argument, key: Argument, value: Argument, mask: Argument, scale: float,
+    softcap: float | None, causal: bool, bias: Argument, sinks: Argument,
 ) -> Tensor:  # fmt: skip
     """The captured attention of a model. `mask`: structural, numbers to add, or none (then `causal` decides)."""
     structure, added = _structure(build, mask, causal)
@@ -109,7 +111,14 @@ def _structure(build: Builder, mask: Argument, causal: bool) -> tuple[dict[str, 
 
 
 def _mask(
-    build: Builder, like: Argument, batch: Dim, queries: Dim, keys: Dim, causal: bool, window: int | None, chunk: int | None
+    build: Builder,
+    like: Argument,
+    batch: Dim,
+    queries: Dim,
+    keys: Dim,
+    causal: bool,
+    window: int | None,
+    chunk: int | None,
 ) -> Argument:
     return StructuralMask(batch, queries, keys, "causal" if causal else "full", window, chunk)
 

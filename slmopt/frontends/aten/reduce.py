@@ -91,7 +91,9 @@ def _std(build: Builder, *arguments: Argument, **options: Argument) -> Tensor:
     return build.add("sqrt", (_var(build, *arguments, **options),))
 
 
-def _norm(build: Builder, x: Argument, order: float = 2, dim: Argument = None, keepdim: bool = False, **_: Argument) -> Tensor:
+def _norm(
+    build: Builder, x: Argument, order: float = 2, dim: Argument = None, keepdim: bool = False, **_: Argument
+) -> Tensor:
     if order != 2:
         raise build.unsupported(f"a vector norm of order {order}")
     value = build.operand(x, build.element)
@@ -149,7 +151,9 @@ def _einsum(build: Builder, equation: str, operands: Sequence[Argument], **_: Ar
         ordered = build.permute(value, [term.index(i) for group in groups for i in group])
         return build.reshape(ordered, [_size(sizes, group) for group in groups])
 
-    found = build.add("matmul", (grouped(a, terms[0], [batch, rows, shared]), grouped(b, terms[1], [batch, shared, columns])))
+    found = build.add(
+        "matmul", (grouped(a, terms[0], [batch, rows, shared]), grouped(b, terms[1], [batch, shared, columns]))
+    )
     order = batch + rows + columns
     return build.permute(build.reshape(found, [sizes[i] for i in order]), [order.index(i) for i in result])
 

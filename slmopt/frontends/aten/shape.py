@@ -77,7 +77,9 @@ def _repeat_interleave(build: Builder, x: Argument, repeats: Dim, dim: int | Non
     if dim is None:
         value, dim = build.reshape(value, (value.type.elements,)), 0
     shape, after = value.type.shape, dim % value.type.rank + 1
-    spread = build.expand(build.reshape(value, (*shape[:after], 1, *shape[after:])), (*shape[:after], repeats, *shape[after:]))
+    spread = build.expand(
+        build.reshape(value, (*shape[:after], 1, *shape[after:])), (*shape[:after], repeats, *shape[after:])
+    )
     return build.reshape(spread, build.shape)
 
 
@@ -94,7 +96,9 @@ def _bound(build: Builder, index: Dim | None, size: Dim, default: Dim) -> Dim:
     return index
 
 
-def _slice(build: Builder, x: Argument, dim: int = 0, start: Argument = None, end: Argument = None, step: int = 1) -> Argument:
+def _slice(
+    build: Builder, x: Argument, dim: int = 0, start: Argument = None, end: Argument = None, step: int = 1
+) -> Argument:
     if isinstance(x, StructuralMask) and build.shape == (x.batch, 1, x.queries, x.keys):
         return x
     value = _whole(build, x)
@@ -156,16 +160,18 @@ def _stack(build: Builder, parts: Sequence[Argument], dim: int = 0) -> Tensor:
 
 
 def _slice_scatter(
-    build: Builder, x: Argument, source: Argument, dim: int = 0, start: Argument = None, end: Argument = None, step: int = 1
+    build: Builder, x: Argument, source: Argument, dim: int = 0, start: Argument = None, end: Argument = None,
+    step: int = 1,
 ) -> Tensor:  # fmt: skip
-    """x with x[start:end:step] replaced: the parts before, the source, the parts after; strided parts are interleaved."""
+    """x with x[start:end:step] replaced: the part before, the source, the part after; lanes of a stride interleaved."""
     value, new = _whole(build, x), build.cast(_whole(build, source), build.element)
     axis, shape = dim % value.type.rank, value.type.shape
     size = shape[axis]
     first, last = _bound(build, start, size, 0), _bound(build, end, size, size)
     if step == 1:
-        pieces = [(first, build.slice(value, axis, 0, first)), (1, new), (size - last, build.slice(value, axis, last, size))]
-        return build.concat([piece for length, piece in pieces if length != 0], axis)
+        before = [build.slice(value, axis, 0, first)] if first != 0 else []
+        after = [build.slice(value, axis, last, size)] if last != size else []
+        return build.concat([*before, new, *after], axis)
     if not isinstance(size, int) or size % step or not isinstance(first, int) or first >= step or last != size:
         raise build.unsupported(f"a strided write {first}:{last}:{step} into {size} positions")
     lanes = [new if lane == first else build.slice(value, axis, lane, size, step) for lane in range(step)]
@@ -181,7 +187,9 @@ def _select_scatter(build: Builder, x: Argument, source: Argument, dim: int, ind
     return _slice_scatter(build, x, row, axis, start, start + 1)
 
 
-def _pad(build: Builder, x: Argument, widths: Sequence[Dim], mode: Argument = "constant", value: Argument = None) -> Tensor:
+def _pad(
+    build: Builder, x: Argument, widths: Sequence[Dim], mode: Argument = "constant", value: Argument = None
+) -> Tensor:
     """Widths come in pairs from the last axis on; a negative width cuts off."""
     if isinstance(mode, int | float):
         mode, value = "constant", mode
@@ -191,7 +199,9 @@ def _pad(build: Builder, x: Argument, widths: Sequence[Dim], mode: Argument = "c
     for pair in range(len(widths) // 2):
         axis, (before, after) = result.type.rank - 1 - pair, widths[2 * pair : 2 * pair + 2]
         size = result.type.shape[axis]
-        result = build.slice(result, axis, -before if _negative(before) else 0, size + after if _negative(after) else size)
+        result = build.slice(
+            result, axis, -before if _negative(before) else 0, size + after if _negative(after) else size
+        )
         parts: list[Tensor] = []
         for width in (before, None, after):
             if width is None:
@@ -223,9 +233,13 @@ def _flip(build: Builder, x: Argument, dims: Sequence[int]) -> Tensor:
 
 
 RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("alias", "clone", "detach", "detach_", "contiguous", "lift_fresh_copy", "lift_fresh", "lift", "positive"), _same),
+    **dict.fromkeys((
+        "alias", "clone", "detach", "detach_", "contiguous", "lift_fresh_copy", "lift_fresh", "lift", "positive",
+    ), _same),
+    **dict.fromkeys((
+        "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "reshape_as",
+    ), _reshape),
     "dropout": _dropout, "feature_dropout": _dropout,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "reshape_as"), _reshape),
     "permute": _permute, "transpose": _transpose, "t": _transpose, "swapaxes": _transpose, "numpy_T": _transpose,
     "expand": _expand, "expand_as": _expand, "broadcast_to": _expand, "repeat": _repeat, "tile": _repeat,
     "repeat_interleave": _repeat_interleave,
