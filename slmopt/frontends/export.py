@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from slmopt.errors import SlmError, UnsupportedError
+from slmopt.frontends.aten import IGNORED, find_rule
 
 __all__ = ["WRAPPER", "export_forward"]
 
@@ -42,7 +44,7 @@ class _Forward(torch.nn.Module):
 
 
 def export_forward(model: torch.nn.Module, name: str, device: str, **options: Any) -> ExportedProgram:
-    """The traced program, decomposed to functional ATen. `options` are passed to the model's forward.
+    """The traced program in functional ATen. `options` are passed to the model's forward.
 
     Raises UnsupportedError with torch's reason where the model cannot be traced for every batch and sequence length.
     """
@@ -51,14 +53,37 @@ def export_forward(model: torch.nn.Module, name: str, device: str, **options: An
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(_Forward(model, options), (ids,), dynamic_shapes=shapes, strict=False)
-            functional: ExportedProgram = program.run_decompositions({})
-            return functional
+            return program if _is_convertible(program) else _functional(program)
     except SlmError:
         raise
     except Exception as error:
         raise UnsupportedError(
             f"{name} cannot be traced with symbolic batch and sequence length: {_reason(error)}"
         ) from error
+
+
+def _is_convertible(program: ExportedProgram) -> bool:
+    """Whether every op that has a use writes nothing in place and has a rule: most models are traced so at once."""
+    program.graph_module.graph.eliminate_dead_code()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload):
+            if not isinstance(node.meta.get("val"), torch.SymInt | int):
+                return False
+            continue
+        schema = node.target._schema
+        namespace, name = schema.name.split("::")
+        known = name in IGNORED or find_rule(namespace, name, schema.overload_name) is not None
+        if schema.is_mutable or not (known or isinstance(node.meta.get("val"), torch.SymInt | int)):
+            return False
+    return True
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """Without writes in place and composite ops. It traces once more, which takes longer than the first time."""
+    found: ExportedProgram = program.run_decompositions({})
+    return found
 
 
 def _reason(error: BaseException) -> str:
