@@ -1,0 +1,123 @@
+"""The pass `quantize`: weights to 4 or 8 bits without looking at data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from slmopt.errors import InputError
+from slmopt.ir.graph import Module, Op, Value, Weight
+from slmopt.ir.types import QuantizedType
+from slmopt.ir.weights import QuantizedTensor
+from slmopt.passes.quantize.matrices import Matrix, float_matrices, output_linears, set_weight
+from slmopt.pipeline import Context, Contract, Lossy, Pass
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Quantize"]
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """linear(x, w : f32) -> linear(x, round(w) : q4g32) {act = "q8"}; embedding tables likewise.
+
+    Weights are rounded to nearest, with one float16 scale per `group` inputs (0: per row). A weight that several ops
+    read, such as a tied embedding and head, is rounded once and stays shared; where an option excludes one of its
+    users it stays as it is. Tables that are not indexed by token ids (learned positions) stay as they are.
+
+    bits:       4 or 8
+    group:      inputs that share a scale, a multiple of 32; 0: one scale per output
+    symmetric:  w = scale * code; otherwise w = scale * code + minimum
+    head:       also the linear that gives the logits
+    embedding:  also the table of token embeddings
+    act:        "q8": linears read activations rounded to 8 bits per 32 elements; "none": they read float32
+    layers:     a regular expression; only weights in whose key it is found
+    search:     try several scales per group and keep the one of least squared error
+    """
+
+    name: ClassVar[str] = "quantize"
+    contract: ClassVar[Contract] = Lossy()
+    ensures: ClassVar[frozenset[str]] = frozenset({"quantized"})
+
+    bits: int = 4
+    group: int = 32
+    symmetric: bool = True
+    head: bool = True
+    embedding: bool = True
+    act: str = "q8"
+    layers: str = ""
+    search: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise InputError(f"quantize: bits must be 4 or 8, got {self.bits}")
+        if self.group < 0 or self.group % 32:
+            raise InputError(
+                f"quantize: group must be a multiple of 32, or 0 for one scale per output, got {self.group}: "
+                "activations are rounded in groups of 32"
+            )
+        if self.act not in ("q8", "none"):
+            raise InputError(f'quantize: act must be "q8" or "none", got {self.act!r}')
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise InputError(f"quantize: layers {self.layers!r} is no regular expression: {error}") from error
+
+    @property
+    def type(self) -> QuantizedType:
+        """The storage type weights get."""
+        return QuantizedType(self.bits, self.group or None, self.symmetric)
+
+    def run(self, module: Module, context: Context) -> dict[str, int]:
+        heads = {op for graph in module.graphs.values() for op in output_linears(graph)}
+        changes: dict[str, int] = {}
+        for matrix in float_matrices(module):
+            if not re.search(self.layers, matrix.key) or not all(self._allows(op, heads) for op in matrix.users):
+                continue
+            set_weight(matrix.users, self._derive(module, matrix))
+            for op in matrix.users:
+                if op.name == "linear" and self.act == "q8":
+                    op.attributes["act"] = "q8"
+                changes[op.name] = changes.get(op.name, 0) + 1
+        return changes
+
+    def _allows(self, op: Op, heads: set[Op]) -> bool:
+        if op.name == "embedding":
+            return self.embedding and _reads_ids(op)
+        return self.head or op not in heads
+
+    def _derive(self, module: Module, matrix: Matrix) -> Weight:
+        type = matrix.type.with_element(self.type)
+        key = module.weights.fresh_key(f"{matrix.key}.{self.type}")
+        how = "scale of least squared error" if self.search else "scale by range"
+        description = f"round to nearest {self.type}, {how}"
+        return Weight(
+            module.weights.derive(key, (matrix.key,), type, description, _Rounding(self.type, self.search)), type
+        )
+
+
+class _Rounding:
+    """Rounds a weight when it is first asked for, and keeps the codes, packed: rounding costs more than reading."""
+
+    def __init__(self, type: QuantizedType, search: bool) -> None:
+        self.type, self.search = type, search
+        self._packed: QuantizedTensor | None = None
+
+    def __call__(self, weight: torch.Tensor) -> QuantizedTensor:
+        from slmopt.passes.quantize.rounding import pack_codes, round_to_nearest, unpack_codes
+
+        if self._packed is None:
+            found = round_to_nearest(weight, self.type, self.search)
+            self._packed = pack_codes(found)
+            return found
+        return unpack_codes(self._packed, weight.shape[1])
+
+
+def _reads_ids(op: Op) -> bool:
+    """Whether an embedding's index comes straight from an input of the graph."""
+    index = op.operands[0]
+    while isinstance(index, Value) and index.op is not None and index.op.name in ("reshape", "cast"):
+        index = index.op.operands[0]
+    return isinstance(index, Value) and index.op is None

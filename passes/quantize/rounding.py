@@ -1,0 +1,164 @@
+"""Round a weight matrix to integer codes with float16 scales, in slabs of rows, the scale searched per group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from slmopt.ir.types import QuantizedType
+from slmopt.ir.weights import QuantizedTensor
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["pack_codes", "round_to_nearest", "unpack_codes"]
+
+# Elements worked on at a time: a few such float32 slabs fit a core's second-level cache, and torch converts so few of
+# them without waking its thread pool.
+_SLAB = 1 << 15
+
+# A candidate c puts the element of largest magnitude at code c. Beyond the range it is clipped and the others get a
+# finer grid. 4 bits: -8 is the only code of magnitude 8, so both signs are tried. 8 bits: a grid around 127.
+_SYMMETRIC_4 = (*(-7.0 - 0.25 * i for i in range(11)), 7.0, 7.25, 7.5, 7.75, 8.0)
+_SYMMETRIC_8 = tuple(121.0 + i * 2 / 3 for i in range(16))
+# Asymmetric: the share of the range between the smallest and the largest element that the codes span.
+_SHARES = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8)
+
+
+def round_to_nearest(weight: torch.Tensor, type: QuantizedType, search: bool = True) -> QuantizedTensor:
+    """Codes [n, k] of a float matrix [n, k]: code = round(w / scale), or round((w - minimum) / scale).
+
+    Codes are computed against the scale as stored, in float16. `search` tries several scales for each group and keeps
+    the one of least squared error (the idea of `make_qx_quants` in llama.cpp); otherwise the range alone sets it.
+    Working memory is the codes and a few slabs of rows, whatever the size of the matrix. Numpy, not torch: slabs go
+    to threads of our own, which do not spin when the machine has other work.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    group, groups = type.group or max(columns, 1), type.groups(columns)
+    codes = torch.empty(rows, columns, dtype=torch.int8 if type.symmetric else torch.uint8)
+    scales = torch.empty(rows, groups, dtype=torch.float16)
+    minimum = None if type.symmetric else torch.empty(rows, groups, dtype=torch.float16)
+    step = max(1, _SLAB // max(columns, 1))
+
+    def fill(start: int) -> None:
+        slab = weight[start : start + step].detach().float().numpy()
+        found = _round_slab(slab, group, type, search)
+        codes[start : start + step] = torch.from_numpy(found[0])
+        scales[start : start + step] = torch.from_numpy(found[1])
+        if minimum is not None:
+            minimum[start : start + step] = torch.from_numpy(found[2])
+
+    starts = range(0, rows, step)
+    with ThreadPoolExecutor(min(len(starts), len(os.sched_getaffinity(0))) or 1) as threads:
+        for _ in threads.map(fill, starts):
+            pass
+    return QuantizedTensor(type, codes, scales, minimum)
+
+
+def _round_slab(slab: Any, group: int, type: QuantizedType, search: bool) -> tuple[Any, ...]:
+    """Codes [n, k], float16 scales [n, groups] (and minimum) of a float32 slab [n, k]."""
+    import numpy as np
+
+    rows, columns = slab.shape
+    groups = type.groups(columns)
+    if groups * group != columns:  # filled up with copies of the last column: no end of the last group's range moves
+        slab = np.pad(slab, ((0, 0), (0, groups * group - columns)), mode="edge")
+    x = np.ascontiguousarray(slab.reshape(-1, group).T)  # [group, count]: a group is a column, reductions are vectors
+    with np.errstate(divide="ignore"):  # a group of zeros has scale 0, its inverse is taken as 0
+        codes, *scales = _symmetric(x, type.bits, search) if type.symmetric else _asymmetric(x, type.bits, search)
+    return (
+        codes.T.reshape(rows, -1)[:, :columns].astype(np.int8 if type.symmetric else np.uint8),
+        *(scale.astype(np.float16).reshape(rows, groups) for scale in scales),
+    )
+
+
+def _stored(scale: Any) -> Any:
+    """float32 numbers as float16 holds them; beyond its range, the largest it has."""
+    import numpy as np
+
+    return np.clip(scale, -65504, 65504).astype(np.float16).astype(np.float32)
+
+
+def _codes(x: Any, scale: Any, low: int, high: int, out: Any) -> Any:
+    """round(x / scale) within low .. high, written to `out`."""
+    import numpy as np
+
+    np.multiply(x, np.where(scale == 0, np.float32(0), 1 / scale), out=out)
+    np.rint(out, out=out)
+    return np.minimum(np.maximum(out, np.float32(low), out=out), np.float32(high), out=out)
+
+
+def _symmetric(x: Any, bits: int, search: bool) -> tuple[Any, Any]:
+    """Codes and scales of groups x [group, count]; the sign of a scale is free, and taken as it fits best."""
+    import numpy as np
+
+    high = 2 ** (bits - 1) - 1
+    low = -high if bits == 8 else -high - 1  # 8-bit codes stay within -127 .. 127, so that kernels may negate them
+    most, least = x.max(0), x.min(0)
+    largest = np.where(most >= -least, most, least)
+    candidates: Iterable[float] = (float(low),)
+    if search:
+        candidates = _SYMMETRIC_8 if bits == 8 else _SYMMETRIC_4
+    best, smallest, work = np.zeros_like(largest), np.full_like(largest, np.inf), np.empty_like(x)
+    for candidate in candidates:
+        scale = _stored(largest / np.float32(candidate))
+        _codes(x, scale, low, high, work)
+        work *= scale
+        work -= x
+        error = np.square(work, out=work).sum(0)
+        better = error < smallest
+        best, smallest = np.where(better, scale, best), np.where(better, error, smallest)
+    return _codes(x, best, low, high, work), best
+
+
+def _asymmetric(x: Any, bits: int, search: bool) -> tuple[Any, Any, Any]:
+    """Codes, scales and minimum of groups x [group, count]."""
+    import numpy as np
+
+    top = 2**bits - 1
+    low, high = x.min(0), x.max(0)
+    best, lowest = np.zeros_like(low), np.zeros_like(low)
+    smallest, work = np.full_like(low, np.inf), np.empty_like(x)
+    for share in _SHARES if search else (1.0,):
+        cut = (high - low) * np.float32((1 - share) / 2)
+        minimum = _stored(low + cut)
+        scale = _stored((high - cut - minimum) / np.float32(top))
+        shifted = x - minimum
+        _codes(shifted, scale, 0, top, work)
+        work *= scale
+        work -= shifted
+        error = np.square(work, out=work).sum(0)
+        better = error < smallest
+        best, lowest = np.where(better, scale, best), np.where(better, minimum, lowest)
+        smallest = np.where(better, error, smallest)
+    return _codes(x - lowest, best, 0, top, work), best, lowest
+
+
+def pack_codes(tensor: QuantizedTensor) -> QuantizedTensor:
+    """4-bit codes [n, k] two a byte [n, ceil(k / 2)], the even column in the low half; others as they are."""
+    import torch
+
+    if tensor.type.bits > 4:
+        return tensor
+    codes = tensor.codes.view(torch.uint8)
+    packed = codes[:, ::2] & 15
+    packed[:, : codes.shape[1] // 2] |= codes[:, 1::2] << 4
+    return replace(tensor, codes=packed)
+
+
+def unpack_codes(packed: QuantizedTensor, columns: int) -> QuantizedTensor:
+    """What `pack_codes` packed, `columns` codes a row."""
+    import torch
+
+    if packed.type.bits > 4:
+        return packed
+    codes = torch.empty(packed.codes.shape[0], columns, dtype=torch.int8 if packed.type.symmetric else torch.uint8)
+    for start, half in enumerate((packed.codes << 4, packed.codes)):
+        shifted = half.view(torch.int8) >> 4 if packed.type.symmetric else half >> 4
+        codes[:, start::2] = shifted[:, : (columns + 1 - start) // 2]
+    return replace(packed, codes=codes)
