@@ -86,12 +86,17 @@ def _attention_flops(op: Op) -> Dim:
 
 
 def _attention_mixes(op: Op, symbol: str) -> bool:
-    return symbol in dim_symbols(operand_type(op.operands[1]).shape[2])
+    """Also where only queries run along the axis: what a query sees depends on its position."""
+    return any(symbol in dim_symbols(operand_type(operand).shape[2]) for operand in op.operands[:2])
 
 
 def _attention_step(builder: StepBuilder, op: Op, operands: tuple[Any, ...]) -> tuple[Any, ...]:
     """Keep keys and values of all positions so far in a cache; the queries of this step look at all of it."""
-    query, key, value, bias, _, slopes, sinks = (*operands, *(None,) * (7 - len(operands)))
+    query, key, value, bias, position, slopes, sinks = (*operands, *(None,) * (7 - len(operands)))
+    if position is not None:
+        raise UnsupportedError(f"{op.describe()} has a position already, which a step gives it")
+    if builder.sequence not in dim_symbols(op.value(1).shape[2]):  # keys that do not grow, such as learned prefixes
+        return (builder.add("attention", (query, key, value, bias, builder.position, slopes, sinks), op.attributes),)
     if op.attributes["mask"] != "causal":
         raise UnsupportedError(f"{op.describe()} is not causal: a step cannot see the positions that follow it")
     if bias is not None:
@@ -103,8 +108,7 @@ def _attention_step(builder: StepBuilder, op: Op, operands: tuple[Any, ...]) -> 
         following = builder.add("cache_update", (state, new, builder.position), hint=f"{state.name}_next")
         builder.update(state, following)
         cached.append(following)
-    attributes = {**op.attributes}
-    return (builder.add("attention", (query, *cached, None, builder.position, slopes, sinks), attributes),)
+    return (builder.add("attention", (query, *cached, None, builder.position, slopes, sinks), op.attributes),)
 
 
 def _mask(op: Op) -> TensorType:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from slmopt.errors import IRError
-from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols, product
+from slmopt.errors import IRError, UnsupportedError
+from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols, product, symbol
 from slmopt.ir.graph import Op, operand_type
 from slmopt.ir.ops.elementwise import broadcast_shapes
 from slmopt.ir.spec import OpSpec, Required
@@ -179,6 +179,23 @@ def _mixes_axis(op: Op, symbol: str) -> bool:
     return symbol in dim_symbols(found.shape[axis_of(op, found.rank)])
 
 
+def _strides(shape: tuple[Dim, ...], symbol_name: str) -> set[Dim] | None:
+    """How far apart, in elements, neighbours along `symbol_name` may lie; None where the symbol is not on one axis."""
+    axes = [axis for axis, dim in enumerate(shape) if symbol_name in dim_symbols(dim)]
+    if len(axes) != 1:
+        return None
+    dim, inner = shape[axes[0]], product(shape[axes[0] + 1 :])
+    rest = dim.divide(symbol(symbol_name)) if isinstance(dim, SymbolicDim) else None
+    return {inner} if rest is None else {inner, inner * rest}  # an axis b*s holds s inside b, or b inside s
+
+
+def _reshape_mixes(op: Op, symbol_name: str) -> bool:
+    """[b, s, 64] -> [b, 64, s] hands elements from one position to another; [b, s, 8, 8] -> [b, s, 64] does not."""
+    before = _strides(operand_type(op.operands[0]).shape, symbol_name)
+    after = _strides(dims_of(op, "shape"), symbol_name)
+    return before is not None and after is not None and not before & after
+
+
 def _slice_mixes(op: Op, symbol: str) -> bool:
     axis, start, stop, step = slice_bounds(op)
     whole = start == 0 and stop == operand_type(op.operands[0]).shape[axis] and step == 1
@@ -193,6 +210,8 @@ def _concat_mixes(op: Op, symbol: str) -> bool:
 def _arange_step(builder: Any, op: Op, operands: tuple[Any, ...]) -> tuple[Any, ...]:
     """Positions shift: arange(s) of the whole sequence is position + arange(t) of the step."""
     attributes = {**op.attributes, "stop": builder.renamed(op.attributes["stop"])}
+    if op.results[0].shape != (symbol(builder.sequence),):
+        raise UnsupportedError(f"{op.describe()} counts {op.results[0].shape[0]} numbers, not one for each position")
     counted = builder.add("arange", (), attributes)
     start = builder.position
     if counted.type.element != DType.i64:
@@ -211,7 +230,8 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec("dimension", (), _dimension, _reference_dimension, "a symbolic size as a number",
            {"value": Required(int)}, mixes=lambda op, symbol: symbol in dim_symbols(op.attributes["value"])),  # type: ignore[arg-type]
     OpSpec("reshape", ("x",), _reshape, lambda op, x: x.reshape(_numbers(op, "shape")),
-           "the same elements in row-major order under another shape", {"shape": Required(tuple)}),
+           "the same elements in row-major order under another shape", {"shape": Required(tuple)},
+           mixes=_reshape_mixes),
     OpSpec("permute", ("x",), _permute, lambda op, x: x.permute(op.attributes["axes"]),
            "result axis i is operand axis axes[i]", {"axes": Required(tuple)}),
     OpSpec("expand", ("x",), _expand, lambda op, x: x.expand(_numbers(op, "shape")),
