@@ -30,6 +30,7 @@ class Isa:
     lanes: int  # float32 numbers in a vector register
     dot: str  # how 8-bit products are summed: "vpdpbusd", "maddubs" or "multiply"
     dot_intrinsic: str  # LLVM intrinsic of the dot product, "" where there is none
+    fused: bool  # whether it multiplies and adds in one instruction
     registers: int  # vector registers
     token_tile: int  # tokens that share one unpacked block of weights
     prefetch: int  # bytes of weights fetched ahead

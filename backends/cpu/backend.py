@@ -1,0 +1,186 @@
+"""The CPU backend: kernels and step program through TVM, linked with the C runtime into one shared library."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import slmopt
+from slmopt.artifact import ArtifactWriter, link_library, write_development_files
+from slmopt.backends.tvm.build import build_object
+from slmopt.backends.tvm.emit import ProgramFacts, emit_program
+from slmopt.backends.tvm.isa import Isa, available_isas, detect_isa, load_isa
+from slmopt.backends.tvm.lower import Lowering
+from slmopt.backends.tvm.plan import Plan, plan_program
+from slmopt.backends.tvm.rules import RULES
+from slmopt.errors import InputError, SlmError, UnsupportedError
+from slmopt.ir.graph import Module
+from slmopt.ir.step import CAPACITY
+from slmopt.target import Target
+
+__all__ = ["CpuBackend", "CpuOptions"]
+
+_DEFAULT_CONTEXT = 2048  # positions, where neither the model nor the target says
+_CHUNK = 128  # most tokens of one step: long prompts run in steps of this many
+_BLOCK = 16  # positions; a cache's capacity is a multiple
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CpuOptions:
+    """The options of a cpu target."""
+
+    isa: Isa
+    context: int
+    chunk: int = _CHUNK
+
+    @classmethod
+    def of(cls, target: Target, module: Module) -> CpuOptions:
+        """Parse a target's options for a module; InputError names what is wrong."""
+        known = ("chunk", "context", "isa")
+        for name in target.options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"target {target}: unknown option {name!r}{hint}; cpu takes {', '.join(known)}")
+        trained = module.metadata.get("context")
+        context = _number(target, "context", int(trained) if trained else _DEFAULT_CONTEXT)
+        if trained and context > int(trained):
+            raise InputError(f"target {target}: context {context} is longer than the {trained} the model was made for")
+        isa = target.options.get("isa")
+        return cls(load_isa(isa if isa is not None else detect_isa()), context, min(_number(target, "chunk", _CHUNK), context))
+
+
+def _number(target: Target, name: str, default: int) -> int:
+    text = target.options.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"target {target}: {name} must be a positive number, got {text!r}")
+    return int(text)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    return None
+
+
+class CpuBackend:
+    """Compiles a module with a @step graph for x86-64 processors."""
+
+    name = "cpu"
+    summary = "x86-64 processors: " + ", ".join(available_isas())
+
+    def status(self) -> dict[str, Any]:
+        """What this machine can do with the target."""
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        return {"compile": True, "run": x86, "isa": detect_isa() if x86 else None, "isas": available_isas()}
+
+    def supports(self, module: Module, target: Target) -> list[str]:
+        """What cannot be compiled, each by op and place; empty where everything can."""
+        try:
+            self._lower(module, CpuOptions.of(target, module))
+        except UnsupportedError as error:
+            return [str(error)]
+        return []
+
+    def pipeline(self, module: Module, target: Target) -> list[str]:
+        """The passes this backend still wants for `module`, in the notation of recipes."""
+        wanted = []
+        if "step" not in module.graphs:
+            if any(op.attributes.get("act") == "q8" for op in module.graph().walk() if op.name == "linear"):
+                wanted.append("fuse")
+            wanted.append("incrementalize")
+        return wanted
+
+    def build(
+        self, module: Module, target: Target, output: str | Path, *, name: str | None = None,
+        ledger: Any = None, recipe: str | None = None, report: Report = _silent,
+    ) -> Path:  # fmt: skip
+        """Write the artifact directory `output`. Nothing is left there where it fails."""
+        options = CpuOptions.of(target, module)
+        name = name or str(module.metadata.get("name") or module.name)
+        with ArtifactWriter(output) as artifact:
+            lowering = self._lower(module, options)
+            plan = plan_program(lowering.calls, lowering.states)
+            kernels = [call.kernel for call in lowering.calls]
+            objects = build_object(kernels, options.isa, lambda done, total: report("kernels", done, total))
+            with artifact.weights() as weights:
+                lowering.weights.write(weights, lambda done, total: report("weights", done, total))
+            facts = ProgramFacts(
+                name, int(module.metadata["vocab"]), options.context, options.chunk, weights.size, weights.hash,
+                options.isa.cpu_features, f"cpu:isa={options.isa.name}",
+            )  # fmt: skip
+            self._link(artifact, lowering, plan, facts, objects)
+            report("link", 1, 1)
+            _write_descriptions(artifact, module, facts, plan, ledger, recipe)
+        return Path(output)
+
+    def _lower(self, module: Module, options: CpuOptions) -> Lowering:
+        capacity = -(-options.context // _BLOCK) * _BLOCK
+        step = module.graph("step").copy(dims={"b": 1, CAPACITY: capacity})
+        lowering = Lowering(module, step, options.isa, options.chunk, capacity, RULES)
+        try:
+            lowering.run()
+        except SlmError as error:
+            raise type(error)(f"target cpu: {error}") from error
+        return lowering
+
+    def _link(
+        self, artifact: ArtifactWriter, lowering: Lowering, plan: Plan, facts: ProgramFacts, objects: list[bytes]
+    ) -> None:
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="slmopt-build-") as directory:
+            program = Path(directory) / "program.c"
+            program.write_text(emit_program(lowering.calls, plan, facts))
+            paths = []
+            for index, data in enumerate(objects):
+                paths.append(Path(directory) / f"kernels{index}.o")
+                paths[-1].write_bytes(data)
+            library = link_library(paths, program, Path(directory) / "library.so", facts.name, flags=["-Wl,--strip-all"])
+            artifact.copy(library, f"lib{facts.name}.so")
+            artifact.copy(program, "program.c")
+
+
+def _write_descriptions(
+    artifact: ArtifactWriter, module: Module, facts: ProgramFacts, plan: Plan, ledger: Any, recipe: str | None
+) -> None:
+    """Everything beside the library and the weights."""
+    import hashlib
+
+    metadata = {key: value for key, value in module.metadata.items() if key != "tokenizer"}
+    described = replace_metadata(module, metadata)
+    write_development_files(artifact.directory, facts.name)
+    (artifact.directory / f"lib{facts.name}.so").chmod(0o755)
+    artifact.write("module.slm", str(described))
+    tokenizer = module.metadata.get("tokenizer")
+    if tokenizer:
+        artifact.copy(tokenizer, "tokenizer.json")
+    if ledger is not None:
+        artifact.write_json("ledger.json", ledger)
+    files = sorted(path for path in artifact.directory.iterdir() if path.name != "weights.bin")
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    artifact.write_json("manifest.json", {
+        "name": facts.name, "target": facts.target, "library": f"lib{facts.name}.so", "weights": "weights.bin",
+        "tokenizer": "tokenizer.json" if tokenizer else None, "vocab": facts.vocab, "context": facts.context,
+        "chunk": facts.chunk, "bos_token_id": module.metadata.get("bos_token_id"),
+        "eos_token_ids": module.metadata.get("eos_token_ids") or [], "source": module.metadata.get("source"),
+        "recipe": recipe, "versions": _versions(), "hashes": {**hashes, "weights.bin": facts.weights_hash},
+        "bytes": {"weights": facts.weights_bytes, "state": plan.state_bytes, "arena": plan.arena_bytes},
+    })  # fmt: skip
+
+
+def replace_metadata(module: Module, metadata: Mapping[str, Any]) -> Module:
+    """The same graphs and weights under other metadata."""
+    return Module(module.name, module.graphs.values(), module.weights, metadata)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"slmopt": slmopt.__version__, "apache-tvm": version("apache-tvm")}
