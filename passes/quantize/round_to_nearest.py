@@ -94,22 +94,26 @@ class Quantize(Pass):
         how = "scale of least squared error" if self.search else "scale by range"
         description = f"round to nearest {self.type}, {how}"
         return Weight(
-            module.weights.derive(key, (matrix.key,), type, description, _Rounding(self.type, self.search)), type
+            module.weights.derive(key, (matrix.key,), type, description, _Rounding(matrix.key, self.type, self.search)),
+            type,
         )
 
 
 class _Rounding:
     """Rounds a weight when it is first asked for, and keeps the codes, packed: rounding costs more than reading."""
 
-    def __init__(self, type: QuantizedType, search: bool) -> None:
-        self.type, self.search = type, search
+    def __init__(self, key: str, type: QuantizedType, search: bool) -> None:
+        self.key, self.type, self.search = key, type, search
         self._packed: QuantizedTensor | None = None
 
     def __call__(self, weight: torch.Tensor) -> QuantizedTensor:
         from slmopt.passes.quantize.rounding import pack_codes, round_to_nearest, unpack_codes
 
         if self._packed is None:
-            found = round_to_nearest(weight, self.type, self.search)
+            try:
+                found = round_to_nearest(weight, self.type, self.search)
+            except InputError as error:
+                raise InputError(f"quantize: weight @{self.key}: {error}") from error
             self._packed = pack_codes(found)
             return found
         return unpack_codes(self._packed, weight.shape[1])

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from slmopt.errors import InputError
 from slmopt.ir.types import QuantizedType
 from slmopt.ir.weights import QuantizedTensor
 
@@ -25,7 +26,8 @@ _SLAB = 1 << 15
 _SYMMETRIC_4 = (*(-7.0 - 0.25 * i for i in range(11)), 7.0, 7.25, 7.5, 7.75, 8.0)
 _SYMMETRIC_8 = tuple(121.0 + i * 2 / 3 for i in range(16))
 # Asymmetric: the share of the range between the smallest and the largest element that the codes span.
-_SHARES = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8)
+_SHARES_4 = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8)
+_SHARES_8 = tuple(1.0 - 0.005 * i for i in range(8))
 
 
 def round_to_nearest(weight: torch.Tensor, type: QuantizedType, search: bool = True) -> QuantizedTensor:
@@ -33,6 +35,8 @@ def round_to_nearest(weight: torch.Tensor, type: QuantizedType, search: bool = T
 
     Codes are computed against the scale as stored, in float16. `search` tries several scales for each group and keeps
     the one of least squared error (the idea of `make_qx_quants` in llama.cpp); otherwise the range alone sets it.
+    InputError where a number is not finite.
+
     Working memory is the codes and a few slabs of rows, whatever the size of the matrix. Numpy, not torch: slabs go
     to threads of our own, which do not spin when the machine has other work.
     """
@@ -64,13 +68,23 @@ def _round_slab(slab: Any, group: int, type: QuantizedType, search: bool) -> tup
     """Codes [n, k], float16 scales [n, groups] (and minimum) of a float32 slab [n, k]."""
     import numpy as np
 
+    if not np.isfinite(slab).all():
+        raise InputError(
+            "a weight to quantize holds NaN or infinity: the checkpoint is damaged, or diverged in training"
+        )
     rows, columns = slab.shape
     groups = type.groups(columns)
-    if groups * group != columns:  # filled up with copies of the last column: no end of the last group's range moves
-        slab = np.pad(slab, ((0, 0), (0, groups * group - columns)), mode="edge")
+    missing = groups * group - columns
+    if missing:  # the last group is filled up by what changes neither end of its range
+        padding = ((0, 0), (0, missing))
+        slab = np.pad(slab, padding) if type.symmetric else np.pad(slab, padding, mode="edge")
     x = np.ascontiguousarray(slab.reshape(-1, group).T)  # [group, count]: a group is a column, reductions are vectors
+    filler = (slice(group - missing, None), slice(groups - 1, None, groups))
     with np.errstate(divide="ignore"):  # a group of zeros has scale 0, its inverse is taken as 0
-        codes, *scales = _symmetric(x, type.bits, search) if type.symmetric else _asymmetric(x, type.bits, search)
+        if type.symmetric:  # fillers are 0, whose error is 0
+            codes, *scales = _symmetric(x, type.bits, search)
+        else:
+            codes, *scales = _asymmetric(x, type.bits, search, filler)
     return (
         codes.T.reshape(rows, -1)[:, :columns].astype(np.int8 if type.symmetric else np.uint8),
         *(scale.astype(np.float16).reshape(rows, groups) for scale in scales),
@@ -116,15 +130,16 @@ def _symmetric(x: Any, bits: int, search: bool) -> tuple[Any, Any]:
     return _codes(x, best, low, high, work), best
 
 
-def _asymmetric(x: Any, bits: int, search: bool) -> tuple[Any, Any, Any]:
-    """Codes, scales and minimum of groups x [group, count]."""
+def _asymmetric(x: Any, bits: int, search: bool, filler: tuple[slice, slice]) -> tuple[Any, Any, Any]:
+    """Codes, scales and minimum of groups x [group, count]; the error of x[filler] does not count."""
     import numpy as np
 
     top = 2**bits - 1
     low, high = x.min(0), x.max(0)
     best, lowest = np.zeros_like(low), np.zeros_like(low)
     smallest, work = np.full_like(low, np.inf), np.empty_like(x)
-    for share in _SHARES if search else (1.0,):
+    shares = (_SHARES_8 if bits == 8 else _SHARES_4) if search else (1.0,)
+    for share in shares:
         cut = (high - low) * np.float32((1 - share) / 2)
         minimum = _stored(low + cut)
         scale = _stored((high - cut - minimum) / np.float32(top))
@@ -132,6 +147,7 @@ def _asymmetric(x: Any, bits: int, search: bool) -> tuple[Any, Any, Any]:
         _codes(shifted, scale, 0, top, work)
         work *= scale
         work -= shifted
+        work[filler] = 0
         error = np.square(work, out=work).sum(0)
         better = error < smallest
         best, lowest = np.where(better, scale, best), np.where(better, minimum, lowest)
