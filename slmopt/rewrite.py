@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import TypeAlias
 
 from slmopt.errors import IRError
@@ -18,8 +19,8 @@ from slmopt.ir.graph import Attribute, Graph, Module, Op, Operand, Value, Weight
 from slmopt.ir.types import TensorType
 
 __all__ = [
-    "COMMUTATIVE", "Build", "Match", "Pattern", "Rewriter", "Rule", "any_", "constant", "constant_value", "either",
-    "erase_unused", "match", "op", "on_last_axis", "rewrite", "rule", "weight",
+    "COMMUTATIVE", "Build", "Match", "Pattern", "Rewriter", "Rule", "any_", "constant", "constant_value",
+    "derive_weight", "either", "erase_unused", "match", "on_last_axis", "op", "rewrite", "rule", "weight",
 ]  # fmt: skip
 
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum", "eq", "ne", "logical_and", "logical_or"})
@@ -54,10 +55,11 @@ class _Any(Pattern):
 class _Constant(Pattern):
     value: float | None
     name: str
+    tolerance: float
 
     def find(self, operand: Operand, bound: Bindings) -> Iterator[Bindings]:
         found = constant_value(operand)
-        if found is not None and (self.value is None or math.isclose(found, self.value, rel_tol=1e-6)):
+        if found is not None and (self.value is None or math.isclose(found, self.value, rel_tol=self.tolerance)):
             yield from _bind(self.name, found, bound)
 
 
@@ -78,6 +80,7 @@ class _Op(Pattern):
     once: bool
     where: Callable[[Op], bool] | None
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    open: bool = False
 
     def find(self, operand: Operand, bound: Bindings) -> Iterator[Bindings]:
         made_by = operand.op if isinstance(operand, Value) else None
@@ -92,10 +95,11 @@ class _Op(Pattern):
 
     def _operands(self, made_by: Op, bound: Bindings) -> Iterator[Bindings]:
         given = made_by.operands
-        if any(extra is not None for extra in given[len(self.operands) :]) or len(given) < len(self.operands):
+        rest = any(extra is not None for extra in given[len(self.operands) :]) and not self.open
+        if rest or len(given) < len(self.operands):
             return
         yield from _find_all(self.operands, given, bound)
-        if made_by.name in COMMUTATIVE:
+        if made_by.name in COMMUTATIVE and self.operands:
             yield from _find_all(self.operands, given[::-1], bound)
 
 
@@ -126,9 +130,9 @@ def weight(name: str = "", where: Callable[[Value | Weight], bool] | None = None
     return _Any(name, where, weights_only=True)
 
 
-def constant(value: float | None = None, name: str = "") -> Pattern:
-    """A number known at compile time: `value` within 1e-6 of it, or any where None."""
-    return _Constant(value, name)
+def constant(value: float | None = None, name: str = "", tolerance: float = 1e-6) -> Pattern:
+    """A number known at compile time: any where `value` is None, else within `tolerance` relative to it."""
+    return _Constant(value, name, tolerance)
 
 
 def either(*options: Pattern) -> Pattern:
@@ -137,14 +141,19 @@ def either(*options: Pattern) -> Pattern:
 
 
 def op(
-    names: str | tuple[str, ...], *operands: Pattern, bind: str = "", once: bool = False,
+    names: str | tuple[str, ...], *operands: Pattern | EllipsisType, bind: str = "", once: bool = False,
     where: Callable[[Op], bool] | None = None, **attributes: Attribute,
 ) -> Pattern:  # fmt: skip
-    """The result of an op. Operands left out of the pattern must be absent in the op.
+    """The result of an op. Operands left out of the pattern must be absent in the op, unless `...` ends the pattern.
 
-    `bind` names the value itself, `once` wants it read in one place only, `attributes` must be equal, `where` may refuse.
+    `bind` names the value itself, `once` wants it read in one place only, `where` may refuse; attributes that are given
+    must be equal.
     """
-    return _Op((names,) if isinstance(names, str) else names, operands, bind, once, where, attributes)
+    patterns = tuple(pattern for pattern in operands if isinstance(pattern, Pattern))
+    if operands[len(patterns) :] not in ((), (...,)):
+        raise TypeError("... stands for the remaining operands and comes last")
+    given = (names,) if isinstance(names, str) else names
+    return _Op(given, patterns, bind, once, where, attributes, len(patterns) < len(operands))
 
 
 def on_last_axis(found: Op) -> bool:
@@ -236,13 +245,24 @@ class Rewriter:
 
     def derive(
         self, suffix: str, source: Weight, type: TensorType, description: str, compute: Callable[..., object]
-    ) -> Weight:
-        """A weight computed from another one; asked for again, it is the same key."""
-        store, key = self.module.weights, f"{source.key}.{suffix}"
+    ) -> Weight | None:
+        """A weight computed from another one; None where the module has the text of `source` but not its numbers."""
+        if source.key not in self.module.weights:
+            return None
         text = f"{description} of @{source.key}"
-        if key in store and store.source(key).description != text:
-            key = store.fresh_key(key)
-        return Weight(store.derive(key, (source.key,), type, text, compute), type)
+        return derive_weight(self.module, f"{source.key}.{suffix}", (source.key,), type, text, compute)
+
+
+def derive_weight(
+    module: Module, key: str, inputs: tuple[str, ...], type: TensorType, description: str,
+    compute: Callable[..., object],
+) -> Weight:  # fmt: skip
+    """A weight computed from others when it is asked for; the same description again gives the same key."""
+    store, count, name = module.weights, 1, key
+    while name in store and (store.source(name).description, store.source(name).type) != (description, type):
+        count += 1
+        name = f"{key}.{count}"
+    return Weight(store.derive(name, inputs, type, description, compute), type)
 
 
 Build: TypeAlias = Callable[[Rewriter, Match], "Value | Weight | None"]

@@ -1,0 +1,83 @@
+"""Rules that let broadcasting do the work of `expand`, and keep a tensor of one number as that number."""
+
+from __future__ import annotations
+
+from slmopt.ir.graph import Operand, Value, Weight
+from slmopt.ir.ops import elementwise
+from slmopt.ir.types import DType
+from slmopt.rewrite import Match, Rewriter, Rule, any_, constant, either, op, rule
+
+__all__ = ["BROADCASTING", "ELEMENTWISE"]
+
+Found = Value | Weight | None
+ELEMENTWISE: tuple[str, ...] = tuple(spec.name for spec in elementwise.SPECS)
+
+
+def _small(at: Rewriter, operand: Operand) -> Operand:
+    """What is repeated to make `operand`, or `operand` itself."""
+    made_by = operand.op if isinstance(operand, Value) else None
+    if made_by is not None and made_by.name == "expand":
+        return made_by.operands[0]
+    if made_by is not None and made_by.name == "full":
+        return at.add("constant", value=made_by.attributes["value"], element=made_by.attributes["element"])
+    return operand
+
+
+@rule("expand", op(ELEMENTWISE, ...))
+def _compute_before_expand(at: Rewriter, m: Match) -> Found:
+    """f(expand(x), y) -> f(x, y), repeated afterwards where y does not make up for it."""
+    operands = [_small(at, operand) for operand in m.root.operands]
+    if all(new is old for new, old in zip(operands, m.root.operands, strict=True)):
+        return None
+    found, shape = at.again(m.root, *operands), m.root.result.shape
+    return found if found.shape == shape else at.add("expand", found, shape=shape)
+
+
+@rule("expand", op("embedding", op("expand", any_("x")), any_("table")))
+def _look_up_before_expand(at: Rewriter, m: Match) -> Found:
+    return at.add("expand", at.add("embedding", m["x"], m["table"]), shape=m.root.result.shape)
+
+
+@rule("full", op(("expand", "reshape", "permute", "slice"), constant(name="c")))
+def _view_of_full(at: Rewriter, m: Match) -> Found:
+    """However it is looked at, a tensor of one number is one."""
+    type = m.root.result.type
+    return at.add("full", shape=type.shape, value=m.number("c"), element=str(type.element))
+
+
+@rule("full", op("full"))
+def _full_scalar(at: Rewriter, m: Match) -> Found:
+    if m.root.result.shape:
+        return None
+    return at.add("constant", **{name: m.root.attributes[name] for name in ("value", "element")})
+
+
+# --- conditions known at compile time --------------------------------------------------------------------------------
+@rule("condition", op(("eq", "le", "ge"), any_("x"), any_("x")))
+def _equal_to_itself(at: Rewriter, m: Match) -> Found:
+    if isinstance(m["x"].type.element, DType) and not m["x"].type.element.is_float:
+        return at.add("full", shape=m.root.result.shape, value=True, element="bool")
+    return None  # a number that is no number differs from itself
+
+
+_COUNTED = op("arange", bind="a")
+
+
+@rule("condition", op("ge", either(_COUNTED, op("reshape", _COUNTED)), constant(name="c")))
+def _counted_above(at: Rewriter, m: Match) -> Found:
+    start = m.op("a").attributes["start"]
+    if not isinstance(start, int) or start < m.number("c"):
+        return None
+    return at.add("full", shape=m.root.result.shape, value=True, element="bool")
+
+
+@rule("condition", op("where", constant(name="c"), any_("a"), any_("b")))
+def _choose(at: Rewriter, m: Match) -> Found:
+    chosen, type = m["a"] if m.number("c") else m["b"], m.root.result.type
+    return chosen if chosen.type == type else at.add("expand", chosen, shape=type.shape)
+
+
+BROADCASTING: tuple[Rule, ...] = (
+    _compute_before_expand, _look_up_before_expand, _view_of_full, _full_scalar, _equal_to_itself, _counted_above,
+    _choose,
+)  # fmt: skip

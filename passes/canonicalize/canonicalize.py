@@ -1,0 +1,56 @@
+"""The pass `canonicalize`: one way to write each thing, nothing computed twice or for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from slmopt.ir.graph import Module
+from slmopt.passes.canonicalize.broadcasting import BROADCASTING
+from slmopt.passes.canonicalize.constants import fold_constants
+from slmopt.passes.canonicalize.flattening import FLATTENING
+from slmopt.passes.canonicalize.identities import IDENTITIES
+from slmopt.passes.canonicalize.positions import POSITIONS
+from slmopt.passes.canonicalize.sharing import share_subexpressions
+from slmopt.pipeline import Context, Pass
+from slmopt.rewrite import rewrite
+
+__all__ = ["Canonicalize", "canonicalize"]
+
+_RULES = (*IDENTITIES, *BROADCASTING, *POSITIONS, *FLATTENING)
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """reshape(reshape(x)) -> reshape(x), x * 1 -> x, cos(a), cos(a) -> one cos, ...: one way to write each thing.
+
+    Drops ops that change nothing; merges consecutive reshapes, permutes, slices, casts and scalings; lets broadcasting
+    do the work of expand; writes counted positions as arange; moves reshapes that merge leading axes behind token-wise
+    ops; computes what depends on weights alone once, as a derived weight; shares equal ops; erases dead ones. Repeats
+    until nothing changes.
+    """
+
+    name: ClassVar[str] = "canonicalize"
+    ensures: ClassVar[frozenset[str]] = frozenset({"canonical"})
+
+    def run(self, module: Module, context: Context) -> dict[str, int]:
+        return canonicalize(module)
+
+
+def canonicalize(module: Module) -> dict[str, int]:
+    """Bring every graph into canonical form; returns what changed, by kind."""
+    counts: dict[str, int] = {}
+    while changed := _once(module):
+        for kind, count in changed.items():
+            counts[kind] = counts.get(kind, 0) + count
+    return counts
+
+
+def _once(module: Module) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    graphs = module.graphs.values()
+    counts["dead"] = sum(graph.erase_dead() for graph in graphs)
+    counts["shared"] = sum(share_subexpressions(graph) for graph in graphs)
+    counts["folded"] = sum(fold_constants(module, graph) for graph in graphs)
+    counts.update(rewrite(module, _RULES))
+    return {kind: count for kind, count in counts.items() if count}
