@@ -90,8 +90,9 @@ def _merge(graph: Graph, ops: Sequence[Op], store: WeightStore, joined: dict[tup
     weight = _join(store, weights, rows, joined)
     bias = _join(store, biases, rows, joined) if any(biases) else None
     names = [op.result.name for op in ops]
+    operands = (ops[0].operands[0], weight, bias) if bias is not None else (ops[0].operands[0], weight)
     merged = graph.add(
-        "linear", (ops[0].operands[0], weight, bias), ops[0].attributes, before=ops[0],
+        "linear", operands, ops[0].attributes, before=ops[0],
         hint=_join_names(names, "_"), location=_join_names([op.location for op in ops], "."),
     )  # fmt: skip
     last, start = merged, 0

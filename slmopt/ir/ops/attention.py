@@ -95,7 +95,8 @@ def _attention_step(builder: StepBuilder, op: Op, operands: tuple[Any, ...]) -> 
     query, key, value, bias, position, slopes, sinks = (*operands, *(None,) * (7 - len(operands)))
     if position is not None:
         raise UnsupportedError(f"{op.describe()} has a position already, which a step gives it")
-    if builder.sequence not in dim_symbols(op.value(1).shape[2]):  # keys that do not grow, such as learned prefixes
+    # Keys that do not grow, such as a learned prefix, need no cache.
+    if builder.sequence not in dim_symbols(operand_type(op.operands[1]).shape[2]):
         return (builder.add("attention", (query, key, value, bias, builder.position, slopes, sinks), op.attributes),)
     if op.attributes["mask"] != "causal":
         raise UnsupportedError(f"{op.describe()} is not causal: a step cannot see the positions that follow it")
