@@ -16,27 +16,30 @@ from slmopt.frontends.aten.builder import Argument, Builder, StructuralMask
 from slmopt.frontends.symbols import Symbols
 from slmopt.ir.graph import Graph, Value, Weight
 from slmopt.ir.types import TensorType
+from slmopt.ir.weights import WeightStore
 
 __all__ = ["convert"]
 
 WeightOf = Callable[[str, TensorType], Weight]
 
 
-def convert(program: ExportedProgram, weight_of: WeightOf, *, wrapper: str = "", strip: str = "") -> Graph:
+def convert(
+    program: ExportedProgram, weight_of: WeightOf, store: WeightStore, *, wrapper: str = "", strip: str = ""
+) -> Graph:
     """The graph @forward(ids: i64[b, s]) -> first output of `program`, which takes ids [batch, sequence].
 
-    `weight_of(name, type)` gives the weight for a parameter, buffer or constant by its name in the traced module.
+    `weight_of(name, type)` gives the weight for a parameter, buffer or constant by its name in the traced module;
+    `store` holds what it gave, for rules that look at the numbers of a mask.
     `wrapper` is the path prefix of the model inside the traced module, `strip` what names need not repeat.
     Raises UnsupportedError naming the op and its module path where an op has no conversion.
     """
-    return _Conversion(program, weight_of, wrapper, strip).run()
+    return _Conversion(program, weight_of, Builder(Graph("forward"), Symbols(), store), wrapper, strip).run()
 
 
 class _Conversion:
-    def __init__(self, program: ExportedProgram, weight_of: WeightOf, wrapper: str, strip: str) -> None:
+    def __init__(self, program: ExportedProgram, weight_of: WeightOf, build: Builder, wrapper: str, strip: str) -> None:
         self.program, self.weight_of, self.wrapper, self.strip = program, weight_of, wrapper, strip
-        self.graph, self.symbols = Graph("forward"), Symbols()
-        self.build = Builder(self.graph, self.symbols)
+        self.build, self.graph, self.symbols = build, build.graph, build.symbols
         self.values: dict[Node, Argument] = {}
         self.last = _last_nodes(program, self._path)
 

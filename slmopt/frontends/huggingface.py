@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from slmopt.errors import InputError
 from slmopt.frontends.safetensors_files import StoredTensor, read_checkpoint, read_json
-from slmopt.ir.graph import Module, Weight
+from slmopt.ir.graph import Module
 from slmopt.ir.types import DType, TensorType
 from slmopt.ir.weights import WeightSource, WeightStore
 
@@ -27,6 +26,7 @@ def load(path: str | Path) -> Module:
     from slmopt.frontends.checkpoint_names import match_names, untie_unequal
     from slmopt.frontends.convert import convert
     from slmopt.frontends.export import WRAPPER, export_forward
+    from slmopt.frontends.parameters import canonical_names, weights_on_demand
     from slmopt.frontends.skeleton import build_skeleton, detach_buffers, read_config
 
     directory = Path(path)
@@ -40,40 +40,23 @@ def load(path: str | Path) -> Module:
         program = export_forward(model, str(directory), "meta", use_cache=False)
     store = WeightStore()
     constants = {name.removeprefix(f"{WRAPPER}."): value for name, value in program.constants.items()}
-    weight_of = _weights(store, names, {**constants, **buffers}, _canonical_names(model))
-    graph = convert(program, weight_of, wrapper=WRAPPER, strip=model.base_model_prefix)
+    sources = _sources(names, {**constants, **buffers})
+    weight_of = weights_on_demand(store, sources, canonical_names(model), WRAPPER)
+    graph = convert(program, weight_of, store, wrapper=WRAPPER, strip=model.base_model_prefix)
     metadata = _metadata(directory, config, graph.outputs[0].shape[-1], stored)
     return Module(metadata["name"], [graph], store, metadata)
 
 
-def _canonical_names(model: Any) -> dict[str, str]:
-    """Every parameter name to the first name of the same parameter: tied weights have one key."""
-    first: dict[int, str] = {}
-    pairs = model.named_parameters(remove_duplicate=False)
-    return {name: first.setdefault(id(parameter), name) for name, parameter in pairs}
+def _sources(stored: Mapping[str, StoredTensor], computed: Mapping[str, Any]) -> dict[str, WeightSource]:
+    """Where each named tensor comes from: a file, or the config."""
+    from slmopt.frontends.parameters import held
 
-
-def _weights(
-    store: WeightStore, stored: Mapping[str, StoredTensor], computed: Mapping[str, Any], canonical: Mapping[str, str]
-) -> Callable[[str, TensorType], Weight]:
-    """Gives the weight of a traced parameter, buffer or constant, and puts it into the store on first use."""
-    from slmopt.frontends.export import WRAPPER
-
-    def weight_of(name: str, type: TensorType) -> Weight:
-        key = name.removeprefix(f"{WRAPPER}.")
-        key = canonical.get(key, key)
-        if key not in store and key in stored:
-            tensor = stored[key]
-            element = DType.f32 if tensor.element.is_float else tensor.element
-            source = WeightSource(TensorType(element, tensor.shape), f"file {tensor.file.name}", tensor.load_float)
-            store.add(key, source)
-        elif key not in store:
-            if key not in computed or computed[key].is_meta:
-                raise InputError(f"{key} is neither stored in the model's files nor computed from its config")
-            store.add_tensor(key, computed[key], "computed from the config")
-        return Weight(key, type)
-
-    return weight_of
+    sources = {name: held(value, "computed from the config") for name, value in computed.items() if not value.is_meta}
+    for name, tensor in stored.items():
+        element = DType.f32 if tensor.element.is_float else tensor.element
+        type = TensorType(element, tensor.shape)
+        sources[name] = WeightSource(type, f"file {tensor.file.name}", tensor.load_float)
+    return sources
 
 
 def _module_name(directory: Path) -> str:

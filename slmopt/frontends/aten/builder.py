@@ -10,11 +10,14 @@ import torch
 from torch.fx import Node
 
 from slmopt.errors import IRError, UnsupportedError
+from slmopt.frontends.dense_masks import structure_of
+from slmopt.frontends.masks import MaskStructure
 from slmopt.frontends.symbols import Symbols
 from slmopt.ir.dims import Dim, SymbolicDim
 from slmopt.ir.graph import Attribute, Graph, Operand, Value, Weight
 from slmopt.ir.torch_types import element_of
 from slmopt.ir.types import DType, TensorType
+from slmopt.ir.weights import WeightStore
 
 __all__ = ["Argument", "Builder", "StructuralMask"]
 
@@ -42,10 +45,11 @@ class StructuralMask:
 class Builder:
     """Adds ops for one FX node at a time, named and placed after the module that the node was traced in."""
 
-    def __init__(self, graph: Graph, symbols: Symbols) -> None:
-        self.graph, self.symbols = graph, symbols
+    def __init__(self, graph: Graph, symbols: Symbols, weights: WeightStore) -> None:
+        self.graph, self.symbols, self.weights = graph, symbols, weights
         self.node: Node | None = None
         self.location = ""
+        self._masks: dict[Value | Weight, MaskStructure | None] = {}
         self.hint = ""
 
     @property
@@ -149,6 +153,12 @@ class Builder:
     def concat(self, parts: Sequence[Value | Weight], axis: int) -> Value | Weight:
         """The parts one after another."""
         return parts[0] if len(parts) == 1 else self.add("concat", tuple(parts), {"axis": axis})
+
+    def mask_structure(self, mask: Value | Weight) -> MaskStructure | None:
+        """The structure of a mask that the model computed itself; looked at once, however many layers share it."""
+        if mask not in self._masks:
+            self._masks[mask] = structure_of(mask, self.weights)
+        return self._masks[mask]
 
     def unsupported(self, what: str) -> UnsupportedError:
         """An error that names the node and what it asks for."""

@@ -58,10 +58,16 @@ def _div(build: Builder, a: Argument, b: Argument, rounding_mode: str | None = N
     if rounding_mode is None:
         return _arithmetic("div", 1)(build, a, b)
     if element.is_float and rounding_mode == "floor":
-        return build.add("floor", (build.add("div", (build.operand(a, element), build.operand(b, element))),))
+        return _floored_quotient(build, build.operand(a, element), build.operand(b, element))
     if not element.is_float and rounding_mode == "floor":
         return build.add("div", (build.operand(a, element), build.operand(b, element)))
     raise build.unsupported(f"rounding_mode={rounding_mode!r} of {element}")
+
+
+def _floored_quotient(build: Builder, a: Tensor, b: Tensor) -> Tensor:
+    """(a - a mod b) / b to the nearest whole number, as torch: a / b may round up."""
+    whole = build.add("div", (build.add("sub", (a, build.add("remainder", (a, b)))), b))
+    return build.add("floor", (build.add("add", (whole, build.constant(0.5, build.element))),))
 
 
 def _floor_divide(build: Builder, a: Argument, b: Argument) -> Tensor:

@@ -105,6 +105,9 @@ def _structure(build: Builder, mask: Argument, causal: bool) -> tuple[dict[str, 
     if mask is None:
         return structure, None
     value = build.operand(mask)
+    found = build.mask_structure(value)
+    if found is not None and not causal:
+        return {"mask": "causal" if found.causal else "full", "window": found.window, "chunk": found.chunk}, None
     if value.type.element == DType.bool:
         value = build.add("where", (value, build.constant(0, DType.f32), build.constant(float("-inf"), DType.f32)))
     return structure, value
