@@ -1,0 +1,54 @@
+"""The pass `raise-linear`: products with a stored matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from slmopt.ir.graph import Module, Value
+from slmopt.pipeline import Context, Pass
+from slmopt.rewrite import Match, Rewriter, Rule, any_, op, rewrite, rule, weight
+
+__all__ = ["RULES", "RaiseLinear"]
+
+_X = any_("x", lambda operand: isinstance(operand, Value))
+_MATRIX = weight("w", lambda operand: operand.type.rank == 2)
+
+
+@rule("linear", op("matmul", _X, op("permute", _MATRIX, axes=(1, 0))))
+def _by_transposed(at: Rewriter, m: Match) -> Value | None:
+    return at.add("linear", m["x"], m["w"])
+
+
+@rule("linear", op("matmul", _X, _MATRIX))
+def _by_columns(at: Rewriter, m: Match) -> Value | None:
+    """The matrix is stored [k, n]; linear reads a transposed copy. An outer product (k = 1) is no linear layer."""
+    rows, columns = m["w"].type.shape
+    if rows == 1:
+        return None
+    turned = m["w"].type.with_shape(columns, rows)
+    derived = at.derive("transposed", m.weight("w"), turned, "transpose", lambda w: w.transpose(0, 1).contiguous())
+    return None if derived is None else at.add("linear", m["x"], derived)
+
+
+_VECTOR = weight("bias", lambda operand: operand.type.rank == 1)
+
+
+@rule("linear bias", op("add", op("linear", _X, _MATRIX, once=True, activation=None, act=None), _VECTOR))
+def _with_bias(at: Rewriter, m: Match) -> Value | None:
+    if m["bias"].type.shape != m["w"].type.shape[:1]:
+        return None
+    return at.add("linear", m["x"], m["w"], m["bias"])
+
+
+RULES: tuple[Rule, ...] = (_by_transposed, _by_columns, _with_bias)
+
+
+@dataclass(frozen=True)
+class RaiseLinear(Pass):
+    """matmul(x, permute(W)) + b -> linear(x, W, b); a matrix stored [k, n] is transposed once."""
+
+    name: ClassVar[str] = "raise-linear"
+
+    def run(self, module: Module, context: Context) -> dict[str, int]:
+        return rewrite(module, RULES)
