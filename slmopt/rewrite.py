@@ -9,6 +9,7 @@ the same operand both times. Commutative ops match in either order, and matching
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
@@ -233,9 +234,8 @@ class Rewriter:
 
     def add(self, name: str, *operands: Operand, **attributes: Attribute) -> Value:
         """Add an op with one result."""
-        made = self.graph.add(
-            name, operands, attributes, before=self.root, hint=self.root.result.name, location=self.root.location
-        )
+        hint, place = _renamed(self.root.result, name), self.root.location
+        made = self.graph.add(name, operands, attributes, before=self.root, hint=hint, location=place)
         self.created.append(made)
         return made.result
 
@@ -349,11 +349,29 @@ def _replace(graph: Graph, old: Value, new: Value | Weight, created: Sequence[Op
             use.op.set_operand(use.index, new)
     else:
         graph.replace_uses(old, new)
-        if new.op in created:
-            new.name, old.name = old.name, new.name
+        _take_name(graph, old, new, new.op in created)
     for made in (*reversed(created), old.op):
         if made is not None:
             erase_unused(graph, made)
+
+
+def _renamed(old: Value, name: str) -> str:
+    """The name of a value, as it would be had op `name` made it: `attn_add_2` -> `attn_rope`."""
+    made_by = old.op.name if old.op is not None else ""
+    return re.sub(rf"(?<![a-z]){made_by}(_\d+)*$", name, old.name)
+
+
+def _take_name(graph: Graph, old: Value, new: Value, created: bool) -> None:
+    """What stands for a value is called as it was; an op that loses a trailing view takes the view's shorter name."""
+    same_place = new.op is not None and old.op is not None and new.op.location == old.op.location
+    if created and new.op is not None:
+        wanted = _renamed(old, new.op.name)
+        if wanted != old.name and not new.name.startswith(wanted):
+            graph.rename(new, wanted)
+        elif wanted == old.name:
+            new.name, old.name = old.name, new.name
+    elif same_place and len(old.name) < len(new.name) and new.name.startswith(old.name):
+        new.name, old.name = old.name, new.name
 
 
 def erase_unused(graph: Graph, made: Op) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from slmopt.ir.dims import Dim
 from slmopt.ir.graph import Attribute, Op, Operand, Value, Weight
 from slmopt.passes.canonicalize.broadcasting import ELEMENTWISE
-from slmopt.rewrite import Match, Rewriter, Rule, op, rule
+from slmopt.rewrite import Match, Rewriter, Rule, constant_value, op, rule
 
 __all__ = ["FLATTENING"]
 
@@ -73,4 +73,45 @@ def _fits(root: Op, merged: set[int]) -> bool:
     return root.name == "linear" or all(o.type.rank < min(ranks) for o in others)
 
 
-FLATTENING: tuple[Rule, ...] = (_flatten_afterwards,)
+_TOKEN_WISE = (*ELEMENTWISE, "linear", "rms_norm", "layer_norm")
+
+
+def _only_value(made_by: Op) -> int | None:
+    """The index of an op's one operand that is neither a weight nor a single number."""
+    found = [i for i, o in enumerate(made_by.operands) if isinstance(o, Value) and constant_value(o) is None]
+    return found[0] if len(found) == 1 else None
+
+
+def _follows_reshape(value: Value) -> bool:
+    """Whether token-wise ops that nobody else reads lead from a reshape to `value`."""
+    made_by = value.op
+    while made_by is not None and made_by.name in _TOKEN_WISE and len(made_by.result.uses) == 1:
+        index = _only_value(made_by)
+        if index is None or made_by.value(index).shape[:1] != value.shape[:1]:
+            return False
+        made_by = made_by.value(index).op
+    return made_by is not None and made_by is not value.op and made_by.name == "reshape"
+
+
+@rule("flatten", op("reshape", op(_TOKEN_WISE, ..., bind="y", once=True)))
+def _split_before(at: Rewriter, m: Match) -> Value | Weight | None:
+    """reshape(f(reshape(x))) -> f(reshape(x)) where the last reshape only splits the first axis."""
+    inner, shape = m.op("y"), m.root.result.shape
+    index, rank = _only_value(inner), m["y"].type.rank
+    lead = len(shape) - rank + 1
+    if index is None or rank < 2 or lead < 2 or shape[lead:] != m["y"].type.shape[1:]:
+        return None
+    x = inner.value(index)
+    weights = [o for o in inner.operands if o is not None and o is not x]
+    if x.type.rank != rank or not _follows_reshape(m.value("y")) or any(_long(inner, o, rank) for o in weights):
+        return None
+    split = at.add("reshape", x, shape=(*shape[:lead], *x.shape[1:]))
+    return at.again(inner, *(split if i == index else o for i, o in enumerate(inner.operands)))
+
+
+def _long(inner: Op, operand: Value | Weight, rank: int) -> bool:
+    """Whether an operand has the axis that is split."""
+    return operand.type.rank >= rank and not (inner.name == "linear" and operand is inner.operands[1])
+
+
+FLATTENING: tuple[Rule, ...] = (_flatten_afterwards, _split_before)
