@@ -1,186 +1,154 @@
-"""The verifier: every rule a module must keep, each broken one reported with the op and its place."""
+"""The verifier: what every graph must keep, whatever a pass did to it."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-
 from slmopt.errors import IRError
-from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols
-from slmopt.ir.graph import Attribute, Graph, Module, Op, Use, Value, Weight
-from slmopt.ir.spec import Required
-from slmopt.ir.types import TensorType
+from slmopt.ir.graph import Graph, Module, Op, Use, Value, Weight
 
 __all__ = ["verify", "verify_graph"]
 
-_NAME = re.compile(r"\w+")
 
+def verify(module: Module, *, stored: bool = False) -> None:
+    """Check every graph of a module and the weights they name; IRError quotes the op and its place.
 
-def verify(module: Module, *, weights: bool = True) -> None:
-    """Raise IRError at the first rule that `module` breaks.
-
-    `weights`: every weight named by an op must also be in the module's store, with the same type. A module that was
-    parsed from text has an empty store, and is verified with `weights=False`.
+    A weight the store knows must have the type the ops name it with. With `stored`, the store must know every weight;
+    without, a module may have none of them, as one that was parsed from text.
     """
     for name, graph in module.graphs.items():
-        if graph.name != name:
-            raise IRError(f"module @{module.name}: graph @{graph.name} is filed under the name {name!r}")
+        if name != graph.name:
+            raise IRError(f"module @{module.name}: the graph under the name @{name} calls itself @{graph.name}")
         verify_graph(graph)
-    _verify_weights(module, stored=weights)
-    try:
-        text = json.dumps(module.metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise IRError(f"module @{module.name}: metadata is not JSON: {error}") from error
-    if json.loads(text) != module.metadata:
-        raise IRError(f"module @{module.name}: metadata does not survive JSON: use lists and string keys alone")
+    _verify_weights(module, stored)
 
 
 def verify_graph(graph: Graph) -> None:
-    """The rules of one graph: names, order, use lists, attributes, types, symbols, states."""
-    place = f"graph @{graph.name}"
-    _verify_names(graph, place)
-    defined: set[int] = set(map(id, graph.inputs))
-    reads: dict[int, list[Use]] = {}
-    bound = _bound_symbols(graph)
+    """Check one graph: names, definitions before uses, use lists, operands, attributes, types, outputs, states."""
+    defined: set[int] = set()
+    names: dict[str, str] = {}
     for value in graph.inputs:
         if value.op is not None:
-            raise IRError(f"{place}: input %{value.name} is also the result of {value.op.describe()}")
-        _verify_symbols(value.shape, bound, f"{place}: input %{value.name}: {value.type}")
+            raise IRError(f"graph @{graph.name}: input %{value.name} is the result of {value.op.describe()}")
+        _define(graph, value, defined, names, "an input")
     for op in graph.walk():
-        _verify_op(op, f"{place}: {op.describe()}", defined, bound)
-        for index, operand in enumerate(op.operands):
-            if isinstance(operand, Value):
-                reads.setdefault(id(operand), []).append(Use(op, index))
-        defined.update(map(id, op.results))
-    for value in graph.values():
-        if _as_set(value.uses) != _as_set(reads.get(id(value), [])) or len(value.uses) != len(reads.get(id(value), [])):
-            raise IRError(f"{place}: the use list of %{value.name} does not match the ops that read it; edit operands "
-                          "with set_operand and remove ops with erase")  # fmt: skip
-    _verify_outputs(graph, place, defined)
+        _verify_operands(graph, op, defined)
+        _verify_attributes(graph, op)
+        _verify_types(graph, op)
+        for index, value in enumerate(op.results):
+            if value.op is not op or value.index != index:
+                raise IRError(f"{_place(graph, op)}: %{value.name} does not know that it is result {index} of this op")
+            _define(graph, value, defined, names, op.describe())
+    _verify_outputs(graph, defined)
+    _verify_uses(graph)
 
 
-def _as_set(uses: list[Use]) -> set[tuple[int, int]]:
-    return {(id(use.op), use.index) for use in uses}
+def _place(graph: Graph, op: Op) -> str:
+    return f"graph @{graph.name}, {op.describe()}"
 
 
-def _verify_names(graph: Graph, place: str) -> None:
-    seen: set[str] = set()
-    for value in graph.values():
-        if not _NAME.fullmatch(value.name):
-            raise IRError(f"{place}: {value.name!r} is no name for a value: expected letters, digits and underscores")
-        if value.name in seen:
-            raise IRError(f"{place}: two values are named %{value.name}; take names from fresh_name")
-        seen.add(value.name)
+def _define(graph: Graph, value: Value, defined: set[int], names: dict[str, str], where: str) -> None:
+    if value.name in names:
+        raise IRError(f"graph @{graph.name}: %{value.name} is defined twice, by {names[value.name]} and by {where}")
+    names[value.name] = where
+    defined.add(id(value))
 
 
-def _verify_op(op: Op, place: str, defined: set[int], bound: frozenset[str]) -> None:
+def _verify_operands(graph: Graph, op: Op, defined: set[int]) -> None:
+    try:
+        op.spec.check_operands(op)
+    except IRError as error:
+        raise IRError(f"{_place(graph, op)}: {error}") from error
     for index, operand in enumerate(op.operands):
-        if isinstance(operand, Value) and id(operand) not in defined:
-            raise IRError(f"{place}: operand {index}, %{operand.name}, is not defined before it is read")
-        if not isinstance(operand, Value | Weight | None):
-            raise IRError(f"{place}: operand {index} is {operand!r}: expected a Value, a Weight or None")
+        if operand is None:
+            continue
         if isinstance(operand, Weight):
-            _verify_weight_type(operand, place)
-    _verify_attributes(op, place, bound)
-    for index, result in enumerate(op.results):
-        if result.op is not op or result.index != index:
-            raise IRError(f"{place}: result {index}, %{result.name}, does not point back at its op")
-        _verify_symbols(result.shape, bound, f"{place} : {result.type}")
+            continue
+        if not isinstance(operand, Value):
+            raise IRError(f"{_place(graph, op)}: operand {index} is {operand!r}, expected a value, a weight or none")
+        if id(operand) not in defined:
+            raise IRError(f"{_place(graph, op)}: operand {index}, %{operand.name}, {_why_undefined(graph, operand)}")
+        if Use(op, index) not in operand.uses:
+            raise IRError(f"{_place(graph, op)}: %{operand.name} does not list this op among its uses")
+
+
+def _why_undefined(graph: Graph, value: Value) -> str:
+    maker = value.op
+    if maker is None:
+        return f"is an input of another graph than @{graph.name}"
+    if maker.graph is None:
+        return f"is the result of {maker.describe()}, which was erased"
+    if maker.graph is not graph:
+        return f"is the result of an op of graph @{maker.graph.name}"
+    return f"is used before it is defined by {maker.describe()}"
+
+
+def _verify_attributes(graph: Graph, op: Op) -> None:
+    try:
+        complete = op.spec.complete_attributes(op.attributes, op.location)
+    except IRError as error:
+        raise IRError(f"{_place(graph, op)}: {error}") from error
+    missing = [name for name in complete if name not in op.attributes]
+    if missing:
+        raise IRError(f"{_place(graph, op)}: attribute {missing[0]!r} is missing; every attribute of the spec is written")
+
+
+def _verify_types(graph: Graph, op: Op) -> None:
     try:
         inferred = op.spec.infer_types(op)
     except IRError as error:
-        raise IRError(f"{place}: {error}") from error
-    if inferred != tuple(result.type for result in op.results):
-        written, found = (", ".join(map(str, types)) for types in ([r.type for r in op.results], inferred))
-        raise IRError(f"{place} is written as {written or 'nothing'}, but its operands give {found or 'nothing'}")
+        raise IRError(f"graph @{graph.name}, %{op.results[0].name if op.results else '?'}: {error}") from error
+    if len(inferred) != len(op.results):
+        raise IRError(f"{_place(graph, op)}: {len(op.results)} results, expected {len(inferred)}")
+    for value, type in zip(op.results, inferred, strict=True):
+        if value.type != type:
+            raise IRError(f"{_place(graph, op)}: %{value.name} has type {value.type}, its operands give {type}")
 
 
-def _verify_weight_type(weight: Weight, place: str) -> None:
-    for dim in weight.type.shape:
-        if isinstance(dim, SymbolicDim):
-            raise IRError(f"{place}: weight @{weight.key} : {weight.type} has a symbolic size; a weight's is fixed")
-
-
-def _verify_attributes(op: Op, place: str, bound: frozenset[str]) -> None:
-    spec = op.spec
-    for name in op.attributes:
-        if name not in spec.attributes:
-            raise IRError(f"{place} has no attribute {name!r}; it has: {', '.join(spec.attributes) or 'none'}")
-    for name, default in spec.attributes.items():
-        if name not in op.attributes:
-            raise IRError(f"{place}: the attribute {name!r} is missing; every attribute of an op is present")
-        value = op.attributes[name]
-        if isinstance(default, Required) and not _fits(value, default.type):
-            raise IRError(f"{place}: attribute {name} = {value!r} is no {default.type.__name__}")
-        for dim in _dims(value):
-            _verify_symbols((dim,), bound, f"{place}: attribute {name} = {value}")
-
-
-def _fits(value: Attribute, expected: type) -> bool:
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int | SymbolicDim) and not isinstance(value, bool)
-    return isinstance(value, expected)
-
-
-def _dims(value: Attribute) -> Iterator[Dim]:
-    if isinstance(value, SymbolicDim):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _dims(item)
-
-
-def _bound_symbols(graph: Graph) -> frozenset[str]:
-    """The symbols that an input's shape names alone, so that the shapes of actual inputs give their values."""
-    alone = {str(dim) for value in graph.inputs for dim in value.shape if isinstance(dim, SymbolicDim)}
-    return frozenset(name for name in alone if _NAME.fullmatch(name))
-
-
-def _verify_symbols(shape: tuple[Dim, ...], bound: frozenset[str], place: str) -> None:
-    for dim in shape:
-        for name in sorted(dim_symbols(dim) - bound):
-            raise IRError(f"{place}: the size {name!r} is not the size of any input's axis; "
-                          f"known: {', '.join(sorted(bound)) or 'none'}")  # fmt: skip
-
-
-def _verify_outputs(graph: Graph, place: str, defined: set[int]) -> None:
-    for value in graph.outputs:
+def _verify_outputs(graph: Graph, defined: set[int]) -> None:
+    for index, value in enumerate(graph.outputs):
         if id(value) not in defined:
-            raise IRError(f"{place} returns %{value.name}, which it does not define")
-    if graph.states > min(len(graph.inputs), len(graph.outputs)):
-        counts = f"{graph.states} states, {len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
-        raise IRError(f"{place} has {counts}: each state is an input and an output")
-    for index in range(-graph.states, 0):
-        before, after = graph.inputs[index], graph.outputs[index]
-        if before.type != after.type:
-            raise IRError(f"{place}: state %{before.name}: {before.type} is followed by %{after.name}: {after.type}; "
-                          "a state keeps its type")  # fmt: skip
+            raise IRError(f"graph @{graph.name}: output {index}, %{value.name}, {_why_undefined(graph, value)}")
+    if graph.states < 0 or graph.states > min(len(graph.inputs), len(graph.outputs)):
+        raise IRError(
+            f"graph @{graph.name} has {graph.states} states, but {len(graph.inputs)} inputs and "
+            f"{len(graph.outputs)} outputs: each state is an input and an output"
+        )
+    before = graph.inputs[len(graph.inputs) - graph.states :]
+    after = graph.outputs[len(graph.outputs) - graph.states :]
+    for old, new in zip(before, after, strict=True):
+        if old.type != new.type:
+            raise IRError(f"graph @{graph.name}: state %{old.name}: {old.type} is followed by %{new.name}: {new.type}")
 
 
-def _verify_weights(module: Module, *, stored: bool) -> None:
-    """One key is one tensor: every op names it with the same type, and so does the store."""
-    first: dict[str, tuple[TensorType, Op]] = {}
+def _verify_uses(graph: Graph) -> None:
+    for value in graph.values():
+        for use in value.uses:
+            reads = use.index < len(use.op.operands) and use.op.operands[use.index] is value
+            if use.op.graph is not graph or not reads:
+                raise IRError(f"graph @{graph.name}: %{value.name} lists a use that is none: {use.op.describe()}")
+
+
+def _verify_weights(module: Module, stored: bool) -> None:
+    named: dict[str, tuple[Weight, str]] = {}
     for graph in module.graphs.values():
         for op in graph.walk():
             for operand in op.operands:
-                if not isinstance(operand, Weight):
-                    continue
-                place = f"graph @{graph.name}: {op.describe()}"
-                known, other = first.setdefault(operand.key, (operand.type, op))
-                if known != operand.type:
-                    raise IRError(f"{place} reads weight @{operand.key} as {operand.type}, "
-                                  f"but {other.describe()} reads it as {known}")  # fmt: skip
-                if stored:
-                    _verify_stored(module, operand, place)
+                if isinstance(operand, Weight):
+                    place = _place(graph, op)
+                    _verify_weight(module, operand, place, stored)
+                    first, where = named.setdefault(operand.key, (operand, place))
+                    if first.type != operand.type:
+                        raise IRError(
+                            f"weight @{operand.key} is {first.type} in {where}, but {operand.type} in {place}: "
+                            "a key has one type"
+                        )
 
 
-def _verify_stored(module: Module, weight: Weight, place: str) -> None:
-    if weight.key not in module.weights:
-        raise IRError(f"{place} reads weight @{weight.key}, which is not in the module's store")
-    source = module.weights.source(weight.key)
-    if source.type != weight.type:
-        raise IRError(f"{place} reads weight @{weight.key} as {weight.type}, but the store has {source.type} "
-                      f"({source.description}); a weight that is changed gets a new key")  # fmt: skip
+def _verify_weight(module: Module, weight: Weight, place: str, stored: bool) -> None:
+    if weight.key in module.weights:
+        if module.weights.type(weight.key) != weight.type:
+            raise IRError(
+                f"{place}: weight @{weight.key} is named as {weight.type}, the store has "
+                f"{module.weights.type(weight.key)} ({module.weights.source(weight.key).description})"
+            )
+    elif stored:
+        raise IRError(f"{place}: weight @{weight.key} is not in the store; add or derive it before naming it")

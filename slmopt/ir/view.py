@@ -1,42 +1,55 @@
-"""A graph as a networkx graph: for algorithms and drawing, never for editing."""
+"""A networkx view of a graph, where graph algorithms earn it; and Graphviz text for drawing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import Any
 
-from slmopt.ir.graph import Graph, Op, Value, Weight
+from slmopt.ir.graph import Graph, Value, Weight
 
-if TYPE_CHECKING:
-    import networkx
-
-__all__ = ["graph_view", "node_name"]
+__all__ = ["graph_view", "to_dot"]
 
 
-def node_name(producer: Op | Value) -> str:
-    """The node of an op (its first result's name) or of a graph input (its name)."""
-    return producer.name if isinstance(producer, Value) else producer.results[0].name
+def graph_view(graph: Graph) -> Any:
+    """A `networkx.MultiDiGraph`: nodes are inputs and ops, edges the values between them.
 
-
-def graph_view(graph: Graph) -> networkx.MultiDiGraph:
-    """Nodes are graph inputs and ops; an edge is one use of a value.
-
-    Node attributes: `op` (the Op, None for an input), `label` (op name or "input"), `types` (results, as text),
-    `weights` (keys the op reads), `location`. Edge attributes: `value` (name), `operand` (index at the reader),
-    `result` (index at the producer). Graph attributes: `name`, `outputs` (value names in order).
+    A node is named by its (first) value. It has `op` (None for an input), `kind` (the op's name, or "input"),
+    `weights` (the keys it reads), `location` and `output` (whether the graph returns a result of it). An edge has
+    `value` (its name), `type` and `index` (of the operand). It is a copy: editing it leaves the graph as it is.
     """
     import networkx
 
-    view = networkx.MultiDiGraph(name=graph.name, outputs=tuple(value.name for value in graph.outputs))
+    view = networkx.MultiDiGraph(name=graph.name)
+    returned = {id(value) for value in graph.outputs}
     for value in graph.inputs:
-        view.add_node(value.name, op=None, label="input", types=(str(value.type),), weights=(), location="")
+        view.add_node(value.name, op=None, kind="input", weights=(), location="", output=id(value) in returned)
     for op in graph.walk():
-        keys = tuple(operand.key for operand in op.operands if isinstance(operand, Weight))
-        types = tuple(str(result.type) for result in op.results)
-        view.add_node(node_name(op), op=op, label=op.name, types=types, weights=keys, location=op.location)
+        name = _node(op.results[0])
+        weights = tuple(operand.key for operand in op.operands if isinstance(operand, Weight))
+        output = any(id(value) in returned for value in op.results)
+        view.add_node(name, op=op, kind=op.name, weights=weights, location=op.location, output=output)
         for index, operand in enumerate(op.operands):
             if isinstance(operand, Value):
-                producer = operand.op if operand.op is not None else operand
-                view.add_edge(
-                    node_name(producer), node_name(op), value=operand.name, operand=index, result=operand.index
-                )
+                view.add_edge(_node(operand), name, value=operand.name, type=operand.type, index=index)
     return view
+
+
+def to_dot(graph: Graph) -> str:
+    """The graph as Graphviz text: `dot -Tsvg` draws it."""
+    lines = [f"digraph {json.dumps(graph.name)} {{", "  node [shape=box, fontname=monospace]"]
+    for value in graph.inputs:
+        lines.append(f"  {json.dumps(value.name)} [label={json.dumps(f'%{value.name}: {value.type}')}, shape=oval]")
+    for op in graph.walk():
+        weights = [f"@{operand.key}" for operand in op.operands if isinstance(operand, Weight)]
+        label = "\n".join([op.name, *weights])
+        lines.append(f"  {json.dumps(_node(op.results[0]))} [label={json.dumps(label)}]")
+        for operand in op.operands:
+            if isinstance(operand, Value):
+                edge = f"{json.dumps(_node(operand))} -> {json.dumps(_node(op.results[0]))}"
+                lines.append(f"  {edge} [label={json.dumps(str(operand.type))}]")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _node(value: Value) -> str:
+    """The node that gives a value: named by the first result of its op."""
+    return value.name if value.op is None else value.op.results[0].name
