@@ -88,7 +88,7 @@ def _verify_attributes(graph: Graph, op: Op) -> None:
         raise IRError(f"{_place(graph, op)}: {error}") from error
     missing = [name for name in complete if name not in op.attributes]
     if missing:
-        raise IRError(f"{_place(graph, op)}: attribute {missing[0]!r} is missing; every attribute of the spec is written")
+        raise IRError(f"{_place(graph, op)}: attribute {missing[0]!r} is missing; write it even if it is the default")
 
 
 def _verify_types(graph: Graph, op: Op) -> None:
