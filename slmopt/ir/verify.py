@@ -8,17 +8,17 @@ from slmopt.ir.graph import Graph, Module, Op, Use, Value, Weight
 __all__ = ["verify", "verify_graph"]
 
 
-def verify(module: Module, *, stored: bool = False) -> None:
+def verify(module: Module, *, weights: bool = False) -> None:
     """Check every graph of a module and the weights they name; IRError quotes the op and its place.
 
-    A weight the store knows must have the type the ops name it with. With `stored`, the store must know every weight;
+    A weight the store knows must have the type the ops name it with. With `weights`, the store must know every weight;
     without, a module may have none of them, as one that was parsed from text.
     """
     for name, graph in module.graphs.items():
         if name != graph.name:
             raise IRError(f"module @{module.name}: the graph under the name @{name} calls itself @{graph.name}")
         verify_graph(graph)
-    _verify_weights(module, stored)
+    _verify_weights(module, weights)
 
 
 def verify_graph(graph: Graph) -> None:
@@ -127,14 +127,14 @@ def _verify_uses(graph: Graph) -> None:
                 raise IRError(f"graph @{graph.name}: %{value.name} lists a use that is none: {use.op.describe()}")
 
 
-def _verify_weights(module: Module, stored: bool) -> None:
+def _verify_weights(module: Module, required: bool) -> None:
     named: dict[str, tuple[Weight, str]] = {}
     for graph in module.graphs.values():
         for op in graph.walk():
             for operand in op.operands:
                 if isinstance(operand, Weight):
                     place = _place(graph, op)
-                    _verify_weight(module, operand, place, stored)
+                    _verify_weight(module, operand, place, required)
                     first, where = named.setdefault(operand.key, (operand, place))
                     if first.type != operand.type:
                         raise IRError(
@@ -143,12 +143,12 @@ def _verify_weights(module: Module, stored: bool) -> None:
                         )
 
 
-def _verify_weight(module: Module, weight: Weight, place: str, stored: bool) -> None:
+def _verify_weight(module: Module, weight: Weight, place: str, required: bool) -> None:
     if weight.key in module.weights:
         if module.weights.type(weight.key) != weight.type:
             raise IRError(
                 f"{place}: weight @{weight.key} is named as {weight.type}, the store has "
                 f"{module.weights.type(weight.key)} ({module.weights.source(weight.key).description})"
             )
-    elif stored:
+    elif required:
         raise IRError(f"{place}: weight @{weight.key} is not in the store; add or derive it before naming it")
