@@ -348,6 +348,7 @@ class Module:
     """Graphs, the weights they name, and what a tokenizer or runtime must know (`metadata`, JSON values).
 
     Equality compares what the text shows: name, metadata and graphs. Weights are compared by key and type only.
+    `ledger` is what pipelines measured while they made the module (`slmopt.ledger.Ledger`), None where none ran.
     """
 
     def __init__(
@@ -358,6 +359,7 @@ class Module:
         self.graphs = {graph.name: graph for graph in graphs}
         self.weights = weights if weights is not None else WeightStore()
         self.metadata: dict[str, Any] = dict(metadata or {})
+        self.ledger: Any = None
 
     def graph(self, name: str = "forward") -> Graph:
         """The graph named `name`."""
@@ -377,7 +379,9 @@ class Module:
 
     def copy(self) -> Module:
         """Graphs are copied; the weight store is branched: it shares tensors, and new keys stay in the copy."""
-        return Module(self.name, [g.copy() for g in self.graphs.values()], self.weights.branch(), self.metadata)
+        copied = Module(self.name, [g.copy() for g in self.graphs.values()], self.weights.branch(), self.metadata)
+        copied.ledger = self.ledger
+        return copied
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Module) and str(self) == str(other)
