@@ -59,7 +59,7 @@ def print_graph(graph: Graph) -> str:
     """The graph's text, indented by two spaces."""
     plain = len(graph.inputs) - graph.states
     inputs = [f"{'state ' if i >= plain else ''}%{v.name}: {v.type}" for i, v in enumerate(graph.inputs)]
-    lines = [f"  graph @{graph.name}({', '.join(inputs)}) {{"]
+    lines = [f"  graph {_key(graph.name)}({', '.join(inputs)}) {{"]
     lines += [f"    {print_op(op)}" for op in graph.walk()]
     lines.append(f"    return {', '.join(f'%{value.name}' for value in graph.outputs)}".rstrip())
     return "\n".join([*lines, "  }"])
@@ -67,7 +67,7 @@ def print_graph(graph: Graph) -> str:
 
 def print_module(module: Module) -> str:
     """The module's text; weights appear as keys with types."""
-    lines = [f"module @{module.name} {{"]
+    lines = [f"module {_key(module.name)} {{"]
     if module.metadata:
         lines.append(f"  metadata {json.dumps(module.metadata, sort_keys=True)}")
     lines += [print_graph(graph) for graph in module.graphs.values()]
