@@ -1,0 +1,70 @@
+"""The command line: `slmopt COMMAND ...`. Exit codes: 0 success, 1 a failed check or budget, 2 wrong use.
+
+A command is a module of `slmopt.commands` with `add_arguments(parser)` and `run(arguments) -> int`. This file and what it
+imports for `--help` stay free of torch, tvm, transformers and numpy: a command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from slmopt import __version__
+from slmopt.errors import SlmError
+
+__all__ = ["build_parser", "main"]
+
+_COMMANDS = {
+    "compile": ("compile", "compile a model into a self-contained program"),
+    "run": ("run", "generate text with a compiled model"),
+    "opt": ("opt", "run passes on a model or on IR text, and print IR text"),
+    "inspect": ("inspect", "show what a model, IR text or artifact is made of"),
+    "diff": ("diff", "compare two models, IR texts or artifacts"),
+    "eval": ("eval", "measure the perplexity of a compiled model on a text"),
+    "bench": ("bench", "measure the speed of a compiled model"),
+    "demo": ("demo", "compile the bundled model and let it write"),
+    "passes": ("passes", "list passes and their options"),
+    "targets": ("targets", "list targets and what this machine can do with them"),
+    "recipes": ("recipes", "list recipes and their passes"),
+}
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="slmopt", description="A compiler for small language models.",
+        epilog="exit codes: 0 success, 1 failed check or budget, 2 wrong use",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"slmopt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module_name, summary) in _COMMANDS.items():
+        module = importlib.import_module(f"slmopt.commands.{module_name}")
+        command = commands.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. argparse itself exits with 2 on wrong use."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        code = int(parsed.run(parsed))
+        sys.stdout.flush()
+    except SlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
+        return _BROKEN_PIPE
+    return code
