@@ -5,4 +5,36 @@ Importing this package imports nothing heavy; each verb imports what it needs wh
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slmopt.api import compile, load, open, optimize
+    from slmopt.errors import SlmError
+    from slmopt.ir.graph import Module
+    from slmopt.runtime import LanguageModel
+
+__all__ = ["LanguageModel", "Module", "SlmError", "__version__", "compile", "load", "open", "optimize"]
+
 __version__ = "0.1.0"
+
+_PLACES = {
+    "LanguageModel": "slmopt.runtime",
+    "Module": "slmopt.ir.graph",
+    "SlmError": "slmopt.errors",
+    "compile": "slmopt.api",
+    "load": "slmopt.api",
+    "open": "slmopt.api",
+    "optimize": "slmopt.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -63,7 +63,7 @@ def parse_pass(text: str) -> PassText:
     """Parse `name` or `name{option=value,...}`; InputError says what is wrong."""
     name, brace, rest = text.strip().partition("{")
     if not _NAME.match(name.strip()) or (brace and not rest.endswith("}")):
-        raise InputError(f"{text!r} is no pass: expected a name, or one with options such as quantize{{bits=4,group=32}}")
+        raise InputError(f"{text!r} is no pass: expected a name, or one with options such as quantize{{bits=4}}")
     options: dict[str, str] = {}
     body, place = rest[:-1].strip(), 0
     while place < len(body):

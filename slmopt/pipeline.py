@@ -117,7 +117,7 @@ class Pipeline:
 
         context = context or Context()
         self.check_order(module_facts(module), context.calibration is not None)
-        verify(module, stored=self.verify)
+        verify(module, weights=self.verify)
         ledger = module.ledger.branch() if isinstance(module.ledger, Ledger) else Ledger()
         verification = Verification(module, context, self.budget, ledger) if self.verify else None
         if not ledger.rows:
@@ -147,7 +147,7 @@ def _run_pass(item: Pass, module: Module, context: Context, verification: Any) -
     seconds = time.perf_counter() - start
     _check_kept(item, before, module, sources)
     try:
-        verify(module, stored=verification is not None)
+        verify(module, weights=verification is not None)
     except IRError as error:
         raise ContractError(f"pass {item.name} leaves a module that breaks the IR's rules: {error}") from error
     if item.ensures:

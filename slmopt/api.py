@@ -1,0 +1,139 @@
+"""The verbs: load, optimize, compile, open. Each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmopt.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from slmopt.ir.graph import Module
+    from slmopt.pipeline import Budget, Pass
+    from slmopt.recipe import Recipe
+    from slmopt.runtime import LanguageModel
+
+__all__ = ["compile", "load", "open", "optimize"]
+
+TEXT_TOKENS = 4096  # of a calibration text, so many tokens are looked at after each lossy pass
+
+Report = Callable[[str, float], None]
+
+
+def _silent(what: str, share: float) -> None:
+    return None
+
+
+def load(source: Any, **options: Any) -> Module:
+    """Trace a Hugging Face directory or a torch.nn.Module into the IR, or read IR text (.slm).
+
+    Raises InputError where the source cannot be read, UnsupportedError where it asks for what has no form in the IR.
+    """
+    from slmopt.plugins.discovery import registry
+
+    known = registry()
+    known.add_ops()
+    return known.find_frontend(source).load(source, **options)
+
+
+def optimize(
+    module: Module, recipe: str | os.PathLike[str] | Recipe | Sequence[str | Pass] = "f32", *, text: str | None = None,
+    text_tokens: int = TEXT_TOKENS, verify: bool = True, target: str | None = None, report: Report = _silent,
+    observe: Callable[[Pass, Module], None] | None = None,
+) -> Module:  # fmt: skip
+    """A copy of `module` after the passes of a recipe: a preset, a TOML file, or a list of passes.
+
+    After each pass the IR is verified and a probe compares the numbers; what was measured is in the result's `ledger`.
+    `text` (contents, not a path) calibrates, gives perplexity and enforces the recipe's budget. `verify=False` checks
+    structure alone. Raises ContractError where a pass drifts or leaves the budget, InputError for a wrong recipe.
+    """
+    passes, budget = _passes(recipe)
+    return _run(
+        module, passes, budget, text=text, text_tokens=text_tokens, verify=verify, target=target, report=report,
+        observe=observe,
+    )  # fmt: skip
+
+
+def _run(
+    module: Module, passes: Sequence[Pass], budget: Budget, *, text: str | None = None, text_tokens: int = TEXT_TOKENS,
+    verify: bool = True, target: str | None = None, report: Report = _silent,
+    observe: Callable[[Pass, Module], None] | None = None,
+) -> Module:  # fmt: skip
+    from slmopt.calibrate import tokenize_documents
+    from slmopt.pipeline import Context, Pipeline
+    from slmopt.plugins.discovery import registry
+    from slmopt.target import parse_target
+
+    calibration = None if text is None else tokenize_documents(module.metadata, text).head(text_tokens)
+    context = Context(None if target is None else parse_target(target), calibration, report)
+    result = module.copy()
+    providers = registry().providers() if any(item.requires for item in passes) else {}
+    Pipeline(passes, budget, verify=verify, providers=providers).run(result, context, observe)
+    return result
+
+
+def _passes(recipe: str | os.PathLike[str] | Recipe | Sequence[str | Pass]) -> tuple[list[Pass], Budget]:
+    from slmopt.options import build_pass
+    from slmopt.pipeline import Budget
+    from slmopt.plugins.discovery import registry
+    from slmopt.recipe import Recipe
+
+    known = registry()
+    if isinstance(recipe, str | os.PathLike):
+        recipe = known.find_recipe(recipe if isinstance(recipe, str) else Path(recipe))
+    if isinstance(recipe, Recipe):
+        return recipe.build(known.find_pass), recipe.budget
+    return [build_pass(item, known.find_pass) if isinstance(item, str) else item for item in recipe], Budget()
+
+
+def compile(
+    source: Module | str | os.PathLike[str], target: str = "cpu", output: str | os.PathLike[str] | None = None, *,
+    recipe: str | os.PathLike[str] | Recipe | Sequence[str | Pass] | None = None, name: str | None = None,
+    text: str | None = None, text_tokens: int = TEXT_TOKENS, verify: bool = True, report: Report = _silent,
+) -> Path:  # fmt: skip
+    """Compile a module, or the model at a path, into the artifact directory `output`; returns its path.
+
+    `recipe` is applied first, then the passes that the backend still wants. Without `output`, it is `build/NAME`.
+    Raises UnsupportedError with everything the backend cannot do, by op and place.
+    """
+    from slmopt.ir.graph import Module
+    from slmopt.plugins.discovery import registry
+    from slmopt.target import parse_target
+
+    parsed = parse_target(target)
+    backend = registry().find_backend(parsed.backend)
+    passes = None if recipe is None else _passes(recipe)  # a wrong recipe shows before anything slow
+    report("load", 0.0)
+    module = source if isinstance(source, Module) else load(source)
+    _check_weights(module)
+    if passes is not None:
+        options: dict[str, Any] = {"text": text, "text_tokens": text_tokens, "verify": verify, "target": target}
+        module = _run(module, *passes, report=report, **options)
+    wanted = backend.pipeline(module, parsed)
+    if wanted:
+        module = _run(module, *_passes(wanted), verify=verify, target=target, report=report)
+    if problems := backend.supports(module, parsed):
+        raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  " + "\n  ".join(problems))
+    rows = module.ledger.rows if module.ledger is not None else []
+    path = Path(output) if output is not None else Path("build") / (name or module.name)
+    return backend.build(
+        module, parsed, path, name=name, recipe=", ".join(row.name for row in rows[1:]) or None,
+        ledger=None if module.ledger is None else module.ledger.to_json(timings=False),
+        report=lambda what, done, total: report(what, done / max(total, 1)),
+    )  # fmt: skip
+
+
+def _check_weights(module: Module) -> None:
+    for key in module.weight_types():
+        if key not in module.weights:
+            raise InputError(f"@{module.name} has no weights (@{key} is missing): IR text alone cannot be compiled; "
+                             "give the model's directory")  # fmt: skip
+
+
+def open(path: str | os.PathLike[str], threads: int = 0) -> LanguageModel:
+    """Open a compiled artifact; see `slmopt.runtime.open`."""
+    from slmopt.runtime import open as open_artifact
+
+    return open_artifact(path, threads)
