@@ -14,10 +14,13 @@ ELEMENTWISE: tuple[str, ...] = tuple(spec.name for spec in elementwise.SPECS)
 
 
 def _small(at: Rewriter, operand: Operand) -> Operand:
-    """What is repeated to make `operand`, or `operand` itself."""
+    """What is repeated to make `operand`, or `operand` itself; a weight without the axes of size 1 before its own."""
     made_by = operand.op if isinstance(operand, Value) else None
     if made_by is not None and made_by.name == "expand":
         return made_by.operands[0]
+    if made_by is not None and made_by.name == "reshape" and isinstance(made_by.operands[0], Weight):
+        inner, outer = made_by.operands[0].type.shape, made_by.result.shape
+        return made_by.operands[0] if outer == (1,) * (len(outer) - len(inner)) + inner else operand
     if made_by is not None and made_by.name == "full":
         return at.add("constant", value=made_by.attributes["value"], element=made_by.attributes["element"])
     return operand
@@ -30,7 +33,9 @@ def _compute_before_expand(at: Rewriter, m: Match) -> Found:
     if all(new is old for new, old in zip(operands, m.root.operands, strict=True)):
         return None
     found, shape = at.again(m.root, *operands), m.root.result.shape
-    return found if found.shape == shape else at.add("expand", found, shape=shape)
+    if found.shape == shape:
+        return found
+    return None if found.type.elements == m.root.result.type.elements else at.add("expand", found, shape=shape)
 
 
 @rule("expand", op("embedding", op("expand", any_("x")), any_("table")))

@@ -47,10 +47,9 @@ def canonicalize(module: Module) -> dict[str, int]:
 
 
 def _once(module: Module) -> dict[str, int]:
-    counts: dict[str, int] = {}
     graphs = module.graphs.values()
-    counts["dead"] = sum(graph.erase_dead() for graph in graphs)
+    counts = {"dead": sum(graph.erase_dead() for graph in graphs)}
     counts["shared"] = sum(share_subexpressions(graph) for graph in graphs)
-    counts["folded"] = sum(fold_constants(module, graph) for graph in graphs)
     counts.update(rewrite(module, _RULES))
+    counts["folded"] = sum(fold_constants(module, graph) for graph in graphs)
     return {kind: count for kind, count in counts.items() if count}
