@@ -92,12 +92,15 @@ def compile(
     source: Module | str | os.PathLike[str], target: str = "cpu", output: str | os.PathLike[str] | None = None, *,
     recipe: str | os.PathLike[str] | Recipe | Sequence[str | Pass] | None = None, name: str | None = None,
     text: str | None = None, text_tokens: int = TEXT_TOKENS, verify: bool = True, report: Report = _silent,
+    observe: Callable[[Module], None] | None = None,
 ) -> Path:  # fmt: skip
     """Compile a module, or the model at a path, into the artifact directory `output`; returns its path.
 
     `recipe` is applied first, then the passes that the backend still wants. Without `output`, it is `build/NAME`.
+    `observe` sees the module that the backend gets; its `ledger` has the times that an artifact's ledger leaves out.
     Raises UnsupportedError with everything the backend cannot do, by op and place.
     """
+    from slmopt.artifact import check_output
     from slmopt.ir.graph import Module
     from slmopt.plugins.discovery import registry
     from slmopt.target import parse_target
@@ -105,6 +108,8 @@ def compile(
     parsed = parse_target(target)
     backend = registry().find_backend(parsed.backend)
     passes = None if recipe is None else _passes(recipe)  # a wrong recipe shows before anything slow
+    if output is not None:
+        check_output(output)
     report("load", 0.0)
     module = source if isinstance(source, Module) else load(source)
     _check_weights(module)
@@ -116,6 +121,8 @@ def compile(
         module = _run(module, *_passes(wanted), verify=verify, target=target, report=report)
     if problems := backend.supports(module, parsed):
         raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  " + "\n  ".join(problems))
+    if observe is not None:
+        observe(module)
     rows = module.ledger.rows if module.ledger is not None else []
     path = Path(output) if output is not None else Path("build") / (name or module.name)
     return backend.build(

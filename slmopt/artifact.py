@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactWriter",
     "WeightsWriter",
+    "check_output",
     "link_library",
     "read_manifest",
     "verify_weights",
@@ -44,6 +45,16 @@ WEIGHTS_VERSION = 1
 _HEADER = struct.Struct("<4sIQ64s")  # magic, version, size of the file, sha256 of the data in hex
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """InputError where no artifact can be written to `path`: found out before a compile rather than after it."""
+    with suppress(_NothingToWrite), ArtifactWriter(path):
+        raise _NothingToWrite
+
+
+class _NothingToWrite(Exception):  # noqa: N818 - no error: it makes a writer leave without publishing
+    pass
 
 
 class ArtifactWriter:

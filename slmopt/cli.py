@@ -1,7 +1,7 @@
 """The command line: `slmopt COMMAND ...`. Exit codes: 0 success, 1 a failed check or budget, 2 wrong use.
 
-A command is a module of `slmopt.commands` with `add_arguments(parser)` and `run(arguments) -> int`. This file and what it
-imports for `--help` stay free of torch, tvm, transformers and numpy: a command imports what it needs when it runs.
+A command is a module of `slmopt.commands` with `add_arguments(parser)` and `run(arguments) -> int`. This file and what
+it imports for `--help` stay free of torch, tvm, transformers and numpy: a command imports what it needs when it runs.
 """
 
 from __future__ import annotations

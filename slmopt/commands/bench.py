@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", help="directory that `slmopt compile` wrote")
     parser.add_argument("--prompt-tokens", type=positive, default=128, metavar="N", help="tokens read; default: 128")
     parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="tokens written; default: 64")
-    parser.add_argument("--repeat", type=positive, default=5, metavar="N", help="runs of which the median counts; default: 5")
+    parser.add_argument("--repeat", type=positive, default=5, metavar="N", help="runs; default: 5")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: one for each usable core")
     add_json(parser)
 
@@ -31,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from slmopt.runtime import open
 
-    with open(arguments.artifact, arguments.threads) as model, model.session() as session, open_progress(arguments) as bar:
+    with (
+        open(arguments.artifact, arguments.threads) as model,
+        model.session() as session,
+        open_progress(arguments) as bar,
+    ):
         needed = arguments.prompt_tokens + arguments.tokens
         if needed > model.context:
             raise InputError(f"{needed} tokens do not fit the model's context of {model.context}: ask for fewer")

@@ -28,7 +28,8 @@ class Progress:
             self.close()
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=False, bar_format="{desc} {percentage:3.0f}% {bar}")
+            look = "{desc} {percentage:3.0f}% {bar}"
+            self._bar = tqdm(total=total, desc=what, file=sys.stderr, leave=False, bar_format=look)
             self._what = what
         self._bar.total = total
         self._bar.update(done - self._bar.n)

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             "seconds": seconds,
         })  # fmt: skip
     else:
-        print(f"perplexity {found.perplexity:.4f} over {found.tokens} tokens, {bits:.3f} bits per byte, {seconds:.1f} s")
+        print(f"perplexity {found.perplexity:.4f}, {bits:.3f} bits per byte; {found.tokens} tokens in {seconds:.1f} s")
     if arguments.at_most is not None and not found.perplexity <= arguments.at_most:
         print(f"error: perplexity {found.perplexity:.4f} is above {arguments.at_most:g}", file=sys.stderr)
         return 1

@@ -81,8 +81,8 @@ def _print(module: dict[str, Any], artifact: dict[str, Any]) -> None:
     from slmopt.ledger import format_count
 
     size = module["size"]
-    print(f"{module['name']}: {format_count(size['parameters'])} parameters, {format_count(size['weight_bytes'], 'B')}, "
-          f"{format_count(size['flops_per_token'])} FLOP per token")  # fmt: skip
+    stored, work = format_count(size["weight_bytes"], "B"), format_count(size["flops_per_token"])
+    print(f"{module['name']}: {format_count(size['parameters'])} parameters, {stored}, {work} FLOP per token")
     if manifest := artifact.get("manifest"):
         print(f"artifact: {manifest.get('target')}, recipe {manifest.get('recipe')}, context {manifest.get('context')}")
     if module["weights"]:

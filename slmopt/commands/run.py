@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from slmopt.commands.console import add_json, positive, print_json
+from slmopt.commands.console import add_json, print_json
 
 __all__ = ["add_arguments", "run"]
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: the likeliest token (default)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens that make up P")
-    parser.add_argument("--min-p", type=float, metavar="P", help="... from tokens at least P times as likely as the first")
+    parser.add_argument("--min-p", type=float, metavar="P", help="... at least P times as likely as the first")
     parser.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: avoid tokens already there")
     parser.add_argument("--seed", type=int, help="of the sampling; the same seed gives the same text")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")

@@ -1,0 +1,64 @@
+"""List every pass with its options; with a name, the whole of what it says of itself."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from slmopt.commands.console import add_json, print_json
+
+if TYPE_CHECKING:
+    from slmopt.pipeline import Pass
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="show this pass alone")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from slmopt.plugins.discovery import registry
+
+    known = registry()
+    names = list(known.passes) if arguments.name is None else [arguments.name]
+    found = []
+    for name in names:
+        cls = known.find_pass(name)
+        found.append({**_describe(cls), "owner": known.passes[name].owner})
+    if arguments.json:
+        print_json(found)
+    elif arguments.name is None:
+        for item in found:
+            options = ",".join(f"{option['name']}={option['default']}" for option in item["options"])
+            print(f"{item['name']}{{{options}}}" if options else item["name"])
+            print(f"    {item['summary']}")
+    else:
+        _print_one(found[0])
+    return 0
+
+
+def _describe(cls: type[Pass]) -> dict[str, Any]:
+    from slmopt.options import list_options
+    from slmopt.pipeline import Exact
+
+    text = inspect.getdoc(cls) or ""
+    contract = f"exact to {cls.contract.tolerance:g}" if isinstance(cls.contract, Exact) else "lossy"
+    return {
+        "name": cls.name, "summary": text.partition("\n")[0], "text": text, "contract": contract,
+        "requires": sorted(cls.requires), "ensures": sorted(cls.ensures), "calibrated": cls.calibrated,
+        "options": [{"name": o.name, "type": o.type, "default": o.default} for o in list_options(cls)],
+    }  # fmt: skip
+
+
+def _print_one(item: dict[str, Any]) -> None:
+    print(f"{item['name']} ({item['contract']}, from {item['owner']})\n\n{item['text']}\n")
+    for option in item["options"]:
+        print(f"  {option['name']}={option['default']}  ({option['type']})")
+    for word in ("requires", "ensures"):
+        if item[word]:
+            print(f"  {word}: {', '.join(item[word])}")
+    if item["calibrated"]:
+        print("  needs calibration text")

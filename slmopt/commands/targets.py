@@ -1,0 +1,38 @@
+"""List every target and what this machine can do with it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from slmopt.commands.console import add_json, print_json
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from slmopt.plugins.discovery import registry
+
+    known = registry()
+    found: list[dict[str, Any]] = []
+    for name, offer in known.backends.items():
+        backend = known.find_backend(name)
+        found.append({"name": name, "summary": backend.summary, "owner": offer.owner, "status": dict(backend.status())})
+    if arguments.json:
+        print_json(found)
+        return 0
+    for item in found:
+        print(f"{item['name']}  {item['summary']}")
+        for key, value in item["status"].items():
+            print(f"    {key}: {_text(value)}")
+    return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
