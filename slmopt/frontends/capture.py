@@ -12,9 +12,10 @@ import torch
 from slmopt.errors import UnsupportedError
 from slmopt.frontends.masks import classify
 
-__all__ = ["IMPLEMENTATION", "captured_attention"]
+__all__ = ["IMPLEMENTATION", "OWN_ATTENTION", "captured_attention"]
 
 IMPLEMENTATION = "slmopt"
+OWN_ATTENTION = "eager"
 # Arguments that say what the mask says already, or that only steer how attention is computed.
 _SAID_OTHERWISE = frozenset({
     "position_ids", "cache_position", "sliding_window", "dropout", "is_causal", "position_embeddings", "input_ids",
@@ -93,12 +94,17 @@ def _chunked_overlay(chunk_size: int, left_padding: torch.Tensor) -> Any:
 
 @contextmanager
 def captured_attention() -> Iterator[None]:
-    """While active, attention of models with implementation IMPLEMENTATION is traced as `slmopt::attention`."""
+    """While active, attention of models with implementation IMPLEMENTATION is traced as `slmopt::attention`.
+
+    A model that has no choice of attention computes its own by tensor operations; its mask is captured all the same.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
     _library()
     AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+    eager = AttentionMaskInterface()[OWN_ATTENTION]
+    for name in (IMPLEMENTATION, OWN_ATTENTION):
+        AttentionMaskInterface.register(name, _mask)
     replaced = {"find_packed_sequence_indices": lambda positions: None, "chunked_overlay": _chunked_overlay}
     original = {name: getattr(masking_utils, name) for name in replaced}
     for name, function in replaced.items():
@@ -106,5 +112,6 @@ def captured_attention() -> Iterator[None]:
     try:
         yield
     finally:
+        AttentionMaskInterface.register(OWN_ATTENTION, eager)
         for name, function in original.items():
             setattr(masking_utils, name, function)

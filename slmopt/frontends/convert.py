@@ -112,6 +112,8 @@ class _Conversion:
             raise IRError(f"converting {self.build.place()}: {error}") from error
         except TypeError as error:
             raise UnsupportedError(f"{self.build.place()}: arguments {node.args} {node.kwargs} fit no rule") from error
+        if any(isinstance(argument, StructuralMask) for argument in arguments) and isinstance(found, Value):
+            found = self.build.expand(found, self.build.shape)  # a mask's numbers are alike for the whole batch
         own = isinstance(found, Value) and found.op is not None and found.op.location == self.build.location
         if own and node in self.last and self.build.hint:
             self.graph.rename(found, self.build.hint)

@@ -95,7 +95,7 @@ def _reason(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Tracing logs and warns about its own internals, which says nothing about the model."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -27,7 +27,7 @@ def load(path: str | Path) -> Module:
     from slmopt.frontends.convert import convert
     from slmopt.frontends.export import WRAPPER, export_forward
     from slmopt.frontends.parameters import canonical_names, weights_on_demand
-    from slmopt.frontends.skeleton import build_skeleton, detach_buffers, read_config
+    from slmopt.frontends.skeleton import build_skeleton, put_on_cpu, read_config
 
     directory = Path(path)
     config = read_config(directory)
@@ -36,11 +36,11 @@ def load(path: str | Path) -> Module:
         model = build_skeleton(config, directory)
         untie_unequal(model, stored)
         names = match_names(model, stored, directory)
-        buffers = detach_buffers(model)
-        program = export_forward(model, str(directory), "meta", use_cache=False)
+        put_on_cpu(model)
+        program = export_forward(model, str(directory), "cpu", use_cache=False)
     store = WeightStore()
-    constants = {name.removeprefix(f"{WRAPPER}."): value for name, value in program.constants.items()}
-    sources = _sources(names, {**constants, **buffers})
+    computed = {name.removeprefix(f"{WRAPPER}."): value for name, value in program.constants.items()}
+    sources = _sources(names, {**dict(model.named_buffers()), **computed})
     weight_of = weights_on_demand(store, sources, canonical_names(model), WRAPPER)
     graph = convert(program, weight_of, store, wrapper=WRAPPER, strip=model.base_model_prefix)
     metadata = _metadata(directory, config, graph.outputs[0].shape[-1], stored)
@@ -51,7 +51,7 @@ def _sources(stored: Mapping[str, StoredTensor], computed: Mapping[str, Any]) ->
     """Where each named tensor comes from: a file, or the config."""
     from slmopt.frontends.parameters import held
 
-    sources = {name: held(value, "computed from the config") for name, value in computed.items() if not value.is_meta}
+    sources = {name: held(value, "computed from the config") for name, value in computed.items()}
     for name, tensor in stored.items():
         element = DType.f32 if tensor.element.is_float else tensor.element
         type = TensorType(element, tensor.shape)

@@ -1,4 +1,4 @@
-"""The model of a Hugging Face directory as modules without weights: parameters on the meta device, buffers computed."""
+"""The model of a Hugging Face directory as modules without weights: parameters are empty, buffers computed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from slmopt.errors import InputError, SlmError
-from slmopt.frontends.capture import IMPLEMENTATION
+from slmopt.frontends.capture import IMPLEMENTATION, OWN_ATTENTION
 from slmopt.frontends.safetensors_files import read_json
 
-__all__ = ["build_skeleton", "detach_buffers", "read_config"]
+__all__ = ["build_skeleton", "put_on_cpu", "read_config"]
 
 
 def read_config(directory: Path) -> Any:
@@ -43,28 +43,45 @@ def read_config(directory: Path) -> Any:
             f"{directory} holds weights quantized by {method!r}; slmopt starts from plain f32, f16 or bf16"
         )
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        with _quiet():
+            return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise InputError(f"{directory / 'config.json'} is no valid config of a {kind}: {error}") from error
 
 
 def build_skeleton(config: Any, directory: Path) -> Any:
     """The causal language model of a config, in float32 and ready to be traced; buffers are real tensors."""
+    try:
+        with _quiet(), _parameters_on_meta():
+            try:
+                return _model_of(config, IMPLEMENTATION)
+            except KeyError as error:  # the model looks its attention up in a table of its own
+                if error.args != (IMPLEMENTATION,):
+                    raise
+                return _model_of(config, OWN_ATTENTION)
+    except SlmError:
+        raise
+    except Exception as error:
+        raise InputError(f"{directory / 'config.json'} describes no model that can be built: {error}") from error
+
+
+def _model_of(config: Any, attention: str) -> Any:
     from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers' warnings speak of training and of how it would load the model itself."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=IMPLEMENTATION)
-    except SlmError:
-        raise
-    except Exception as error:
-        raise InputError(f"{directory / 'config.json'} describes no model that can be built: {error}") from error
+        yield
     finally:
         logging.set_verbosity(verbosity)
-    return model.eval()
 
 
 @contextmanager
@@ -86,12 +103,17 @@ def _parameters_on_meta() -> Iterator[None]:
         torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def detach_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers' values by name; in the model they go to the meta device, where all of it is traced."""
-    values: dict[str, torch.Tensor] = {}
-    for path, module in model.named_modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and not buffer.is_meta:
-                values[f"{path}.{name}" if path else name] = buffer.detach()
-                module._buffers[name] = buffer.to("meta")
-    return values
+def put_on_cpu(model: torch.nn.Module) -> None:
+    """Give parameters memory that nobody writes or reads, so that it takes none: tracing wants them on a real device.
+
+    On the meta device, numbers that a forward makes itself (constants, index lists) would lose their values too.
+    """
+    moved: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                own = moved.get(id(parameter))
+                if own is None:
+                    own = torch.nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False)
+                    moved[id(parameter)] = own
+                module._parameters[name] = own

@@ -13,6 +13,7 @@ from slmopt.ir.types import DType
 __all__ = ["RULES"]
 
 Tensor = Value | Weight
+_FEW = 16  # rows picked by constant numbers up to which slices are shorter than a gather
 
 
 def _embedding(build: Builder, table: Argument, ids: Argument, *_: Argument, **__: Argument) -> Tensor:
@@ -77,7 +78,29 @@ def _index(build: Builder, x: Argument, indices: Sequence[Argument]) -> Tensor:
     picked = build.operand(index)
     if picked.type.element == DType.bool:
         raise build.unsupported("indexing by a condition (its result has no fixed size)")
-    return build.add("gather", (build.operand(x), picked), {"axis": axis})
+    table = build.operand(x)
+    if isinstance(picked, Weight) and picked.type.rank == 1 and picked.type.elements in range(1, _FEW + 1):
+        return _rows(build, table, axis, [int(row) for row in build.weights.load(picked.key)])
+    return build.add("gather", (table, _from_the_front(build, picked, table.type.shape[axis])), {"axis": axis})
+
+
+def _rows(build: Builder, table: Tensor, axis: int, rows: list[int]) -> Tensor:
+    """A few rows by number: slices one after another."""
+    size = table.type.shape[axis]
+    starts: list[Dim] = [row + size if row < 0 else row for row in rows]
+    return build.concat([build.slice(table, axis, start, start + 1) for start in starts], axis)
+
+
+def _from_the_front(build: Builder, index: Tensor, size: Dim) -> Tensor:
+    """An index that python counts from the end where it is negative; a counter never is."""
+    source: Operand = index
+    while isinstance(source, Value) and source.op is not None and source.op.name in ("reshape", "expand", "slice"):
+        source = source.op.operands[0]
+    if isinstance(source, Value) and source.op is not None and source.op.name == "arange":
+        return index
+    zero, length = build.constant(0, DType.i64), build.operand(size, DType.i64)
+    number = build.cast(index, DType.i64)
+    return build.add("where", (build.add("lt", (number, zero)), build.add("add", (number, length)), number))
 
 
 # --- attention ---------------------------------------------------------------------------------------------------
