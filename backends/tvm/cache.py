@@ -3,7 +3,8 @@
     keys    [g][c/16][d][16]   16 positions side by side: a score vector needs no reduction across lanes
     values  [g][c][d]          one row per position
 
-    void k(T *cache, const float *x, int32_t lo, int32_t hi, int32_t position, int32_t x_s0, int32_t x_s1, int32_t capacity)
+    void k(T *cache, const float *x, int32_t lo, int32_t hi, int32_t position, int32_t x_s0, int32_t x_s1,
+           int32_t capacity)
 
 writes tokens lo..hi of a step at positions position + lo...; x is [token][head][d] by strides x_s0, x_s1.
 """
@@ -18,11 +19,11 @@ from slmopt.backends.tvm.kernel import Kernel
 from slmopt.backends.tvm.row_output import each_chunk
 from slmopt.ir.types import DType
 
-__all__ = ["KEY_BLOCK", "cache_bytes", "cache_update"]
+__all__ = ["KEY_BLOCK", "STORED", "cache_bytes", "cache_update"]
 
 KEY_BLOCK = 16  # positions side by side in the keys' layout; capacities are a multiple
 
-_TVM = {DType.f32: "float32", DType.f16: "float16"}
+STORED = {DType.f32: "float32", DType.f16: "float16"}
 
 
 def cache_bytes(layout: str, element: DType, heads: int, capacity: int, size: int) -> int:
@@ -39,9 +40,9 @@ def cache_update(isa: Isa, *, layout: str, element: DType, heads: int, head_dim:
         from tvm import tirx
 
         code = Code(name)
-        cache, x = code.pointer("cache", _TVM[element]), code.pointer("x", "float32")
+        cache, x = code.pointer("cache", STORED[element]), code.pointer("x", "float32")
         lo, hi, position, x_s0, x_s1, capacity = code.numbers(numbers)
-        kind = _TVM[element]
+        kind = STORED[element]
         with code.loop(hi - lo) as i, code.loop(heads) as head:
             token = code.let(lo + i)
             place, source = code.let(tirx.Cast("int64", position + token)), code.let(token * x_s0 + head * x_s1)
