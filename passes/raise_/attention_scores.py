@@ -49,10 +49,10 @@ def _softmax_attention(at: Rewriter, m: Match) -> Value | None:
     query, value = product["q"], m["v"]
     key = at.add("permute", product["k"], axes=(0, 1, 3, 2))
     others = terms[:index] + terms[index + 1 :]
-    bias = others[0] if others else None
+    bias = others[:1]
     for other in others[1:]:
-        bias = at.add("add", bias, other)
-    return at.add("attention", query, key, value, bias, scale=scale, mask="full", softcap=cap)
+        bias = [at.add("add", *bias, other)]
+    return at.add("attention", query, key, value, *bias, scale=scale, mask="full", softcap=cap)
 
 
 def _is_attention(m: Match, product: Match) -> bool:
