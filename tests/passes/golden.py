@@ -64,7 +64,7 @@ def check_rewrite(
     **weights: torch.Tensor,
 ) -> dict[str, int]:  # fmt: skip
     """`before` becomes `after` and computes the same, and a second run finds nothing; returns what changed."""
-    module = toy(before, signature=signature, **weights)
+    module = toy(before, 0, signature, **weights)
     found, changes = apply(module, a_pass)
     assert body_of(found.graph()) == textwrap.dedent(after).strip()
     verify(found)
@@ -77,7 +77,7 @@ def check_untouched(
     a_pass: Pass, body: str, signature: str = "%x: f32[b, s, 64]", **weights: torch.Tensor
 ) -> None:
     """The pass leaves the graph as it is."""
-    module = toy(body, signature=signature, **weights)
+    module = toy(body, 0, signature, **weights)
     found, changes = apply(module, a_pass)
     assert body_of(found.graph()) == body_of(module.graph())
     assert changes == {}
