@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 
-from slmopt.ir.graph import Graph, Module, Value, Weight
+from slmopt.ir.dims import Dim
+from slmopt.ir.graph import Attribute, Graph, Module, Operand, Value, Weight
 from slmopt.ir.types import tensor
 
 __all__ = ["modules"]
@@ -19,7 +22,7 @@ _ELEMENTS = st.sampled_from(["f32", "f16", "bf16", "q4g32", "q8c", "q4g32a", "q8
 _JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_nan=False, allow_infinity=False),
               st.text(st.characters(exclude_categories=["Cs"]), max_size=6)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text("abc", max_size=3), inner, max_size=3)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
 
@@ -47,38 +50,38 @@ def _graph(draw: st.DrawFn, name: str, weights: dict[str, Weight]) -> Graph:
 
 
 def _add_op(draw: st.DrawFn, graph: Graph, x: Value, weights: dict[str, Weight]) -> Value:
-    name = draw(st.sampled_from(["silu", "gelu", "linear", "rms_norm", "add", "constant", "reshape", "permute"]))
-    names = {"hint": draw(_NAMES), "location": draw(_LOCATIONS)}
-    if name == "gelu":
-        return graph.add(name, [x], {"approximate": draw(st.booleans())}, **names).result
-    if name == "linear":
+    kind = draw(st.sampled_from(["silu", "gelu", "linear", "rms_norm", "add", "constant", "reshape", "permute"]))
+    hint, location = draw(_NAMES), draw(_LOCATIONS)
+
+    def add(name: str, operands: Sequence[Operand], **attributes: Attribute) -> Value:
+        return graph.add(name, operands, attributes, hint=hint, location=location).result
+
+    if kind == "gelu":
+        return add(kind, [x], approximate=draw(st.booleans()))
+    if kind == "linear":
         weight = _weight(draw, weights, (draw(st.sampled_from([2, 4, 8])), x.shape[-1]))
-        act = draw(st.sampled_from([None, "q8"]))
-        return graph.add(name, [x, weight, None], {"act": act, "activation": "silu"}, **names).result
-    if name == "rms_norm":
-        eps = draw(st.floats(allow_nan=False))
-        return graph.add(name, [x, *([None] if draw(st.booleans()) else [])], {"eps": eps}, **names).result
-    if name == "add":
-        return graph.add(name, [x, x], **names).result
-    if name == "constant":
-        value = draw(st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False)))
-        scalar = graph.add(name, [], {"value": value, "element": "f32"}, **names).result
-        return graph.add("mul", [x, scalar]).result
-    if name == "reshape":
-        shape = (x.shape[0] * x.shape[1], x.shape[2])
-        flat = graph.add(name, [x], {"shape": shape}, **names).result
-        return graph.add(name, [flat], {"shape": x.shape}).result
-    if name == "permute":
-        turned = graph.add(name, [x], {"axes": (2, 0, 1)}, **names).result
-        return graph.add(name, [turned], {"axes": (1, 2, 0)}).result
-    return graph.add(name, [x], **names).result
+        return add(kind, [x, weight, None], act=draw(st.sampled_from([None, "q8"])), activation="silu")
+    if kind == "rms_norm":
+        absent: list[Operand] = [None] if draw(st.booleans()) else []
+        return add(kind, [x, *absent], eps=draw(st.floats(allow_nan=False)))
+    if kind == "add":
+        return add(kind, [x, x])
+    if kind == "constant":
+        numbers = st.one_of(st.integers(-(2**60), 2**60), st.floats(allow_nan=False))
+        return add("mul", [x, add(kind, [], value=draw(numbers), element="f32")])
+    if kind == "reshape":
+        return add(kind, [add(kind, [x], shape=(x.shape[0] * x.shape[1], x.shape[2]))], shape=x.shape)
+    if kind == "permute":
+        return add(kind, [add(kind, [x], axes=(2, 0, 1))], axes=(1, 2, 0))
+    return add(kind, [x])
 
 
-def _weight(draw: st.DrawFn, weights: dict[str, Weight], shape: tuple[object, ...]) -> Weight:
+def _weight(draw: st.DrawFn, weights: dict[str, Weight], shape: tuple[Dim, ...]) -> Weight:
     """A new weight, or one that has the shape already: aliasing."""
     same = [weight for weight in weights.values() if weight.type.shape == shape]
-    if same and draw(st.booleans()):
-        return draw(st.sampled_from(same))
+    reused: Weight | None = draw(st.sampled_from([None, *same]))
+    if reused is not None:
+        return reused
     key = draw(_KEYS.filter(lambda key: key not in weights))
-    weights[key] = Weight(key, tensor(draw(_ELEMENTS), *shape))  # type: ignore[arg-type]
+    weights[key] = Weight(key, tensor(draw(_ELEMENTS), *shape))
     return weights[key]
