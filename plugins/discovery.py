@@ -90,7 +90,7 @@ class Registry:
         return read_recipe(_find(name, self.recipes, "recipe", "slmopt recipes").place, name)
 
     def find_frontend(self, source: Any) -> Frontend:
-        """The first frontend that accepts `source`, those of plugins before the built-in; InputError where none does."""
+        """The first frontend that accepts `source`, plugins before the built-in; InputError where none does."""
         for offer in sorted(self.frontends.values(), key=lambda offer: offer.owner == _BUILTIN):
             frontend: Frontend = offer.load()()
             if frontend.accepts(source):
@@ -132,7 +132,8 @@ def _find(name: str, offers: dict[str, Offer], kind: str, listing: str) -> Offer
     from slmopt.options import nearest
 
     if name not in offers:
-        raise InputError(f"unknown {kind} {name!r}{nearest(name, offers)}; `{listing}` lists them")
+        known = f"known: {', '.join(offers) or 'none'}" if len(offers) < 8 else f"`{listing}` lists them"
+        raise InputError(f"unknown {kind} {name!r}{nearest(name, offers)}; {known}")
     return offers[name]
 
 
