@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from slmopt.ir.graph import Operand, Value, Weight
+from slmopt.ir.dims import Dim
+from slmopt.ir.graph import Op, Operand, Value, Weight
 from slmopt.ir.ops import elementwise
 from slmopt.ir.types import DType
 from slmopt.rewrite import Match, Rewriter, Rule, any_, constant, either, op, rule
@@ -41,6 +42,46 @@ def _compute_before_expand(at: Rewriter, m: Match) -> Found:
 @rule("expand", op("embedding", op("expand", any_("x")), any_("table")))
 def _look_up_before_expand(at: Rewriter, m: Match) -> Found:
     return at.add("expand", at.add("embedding", m["x"], m["table"]), shape=m.root.result.shape)
+
+
+def _repeated_axes(expand: Op) -> tuple[Dim, ...]:
+    """The shape before an expand, with axes of size 1 in front for those that were added."""
+    before = expand.operands[0].type.shape if expand.operands[0] is not None else ()
+    return (1,) * (expand.result.type.rank - len(before)) + before
+
+
+@rule("expand", op("reshape", op("expand", any_("x"), bind="wide")))
+def _give_axes_before_expand(at: Rewriter, m: Match) -> Found:
+    """reshape(expand(x)) -> expand(reshape(x)) where the reshape only adds or drops axes of size 1."""
+    wide, shape = m.op("wide"), m.root.result.shape
+    pairs = [pair for pair in zip(_repeated_axes(wide), wide.result.shape, strict=True) if pair[1] != 1]
+    if [after for _, after in pairs] != [size for size in shape if size != 1]:
+        return None
+    sizes = iter(before for before, _ in pairs)
+    narrow = tuple(size if size == 1 else next(sizes) for size in shape)
+    return at.add("expand", at.add("reshape", m["x"], shape=narrow), shape=shape)
+
+
+@rule("expand", op("concat", ...))
+def _concat_before_expand(at: Rewriter, m: Match) -> Found:
+    """concat(expand(x), expand(y)) -> expand(concat(x, y)) where both repeat the same axes, others than the joined."""
+    axis = int(m.root.attributes["axis"]) % m.root.result.type.rank  # type: ignore[arg-type]
+    wide = [o.op for o in m.root.operands if isinstance(o, Value) and o.op is not None and o.op.name == "expand"]
+    if len(wide) < len(m.root.operands):
+        return None
+    shapes = [_repeated_axes(expand) for expand in wide]
+    rests = {(shape[:axis], shape[axis + 1 :]) for shape in shapes}
+    if len(rests) != 1 or any(s[axis] != e.result.shape[axis] for s, e in zip(shapes, wide, strict=True)):
+        return None
+    parts = [at.add("reshape", e.operands[0], shape=s) for e, s in zip(wide, shapes, strict=True)]
+    return at.add("expand", at.add("concat", *parts, axis=axis), shape=m.root.result.shape)
+
+
+@rule("expand", op("rope", any_("x"), op("expand", any_("cos"), bind="wide"), op("expand", any_("sin"))))
+def _rope_broadcasts(at: Rewriter, m: Match) -> Found:
+    if m["cos"].type != m["sin"].type or m["cos"].type.shape[-1:] != m["wide"].type.shape[-1:]:
+        return None
+    return at.again(m.root, m["x"], m["cos"], m["sin"])
 
 
 @rule("full", op(("expand", "reshape", "permute", "slice"), constant(name="c")))
@@ -83,6 +124,6 @@ def _choose(at: Rewriter, m: Match) -> Found:
 
 
 BROADCASTING: tuple[Rule, ...] = (
-    _compute_before_expand, _look_up_before_expand, _view_of_full, _full_scalar, _equal_to_itself, _counted_above,
-    _choose,
+    _compute_before_expand, _look_up_before_expand, _give_axes_before_expand, _concat_before_expand, _rope_broadcasts,
+    _view_of_full, _full_scalar, _equal_to_itself, _counted_above, _choose,
 )  # fmt: skip

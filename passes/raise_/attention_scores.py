@@ -1,11 +1,17 @@
-"""Rule: softmax(scores) v -> attention, with every term of the scores as the bias."""
+"""Rule: softmax(scores) v -> attention, with every further term of the scores as mask or bias."""
 
 from __future__ import annotations
 
-from slmopt.ir.graph import Operand, Value
+from dataclasses import dataclass, field
+
+from slmopt.ir.graph import Module, Operand, Value, Weight
+from slmopt.ir.ops.shape import slice_bounds
+from slmopt.ir.types import DType
 from slmopt.rewrite import Match, Pattern, Rewriter, Rule, any_, constant, either, match, on_last_axis, op, rule
 
 __all__ = ["SCORES"]
+
+_NEVER = -1e30  # a score this low leaves its key unseen: exp(score - largest score) is 0 in float32
 
 
 def _scaled(of: Pattern, factor: str) -> Pattern:
@@ -15,15 +21,18 @@ def _scaled(of: Pattern, factor: str) -> Pattern:
 _PRODUCT = op("matmul", any_("q"), any_("k"))
 _SCORES = either(_PRODUCT, _scaled(_PRODUCT, "scale"))
 _CAPPED = op("mul", op("tanh", _scaled(_SCORES, "1/cap")), constant(name="cap"))
-_ANY_SCORES = either(_CAPPED, _SCORES)
+_FACTOR = op(("mul", "div"), any_("x", lambda operand: isinstance(operand, Value)), constant(name="c"))
+_FLOOR = op("maximum", any_("x"), constant(name="c"))
+_CHOICE = op("where", any_("seen"), any_("x"), constant(name="c"))
 
 
-def _terms(scores: Operand) -> list[Operand]:
-    """What is added up to make the scores."""
-    made_by = scores.op if isinstance(scores, Value) else None
-    if made_by is not None and made_by.name == "add":
-        return [term for operand in made_by.operands for term in _terms(operand)]
-    return [scores]
+@dataclass
+class _Scores:
+    """The terms that add up to the scores: one product of queries and keys, biases, structural masks."""
+
+    products: list[Match] = field(default_factory=list)
+    scale: float = 1.0
+    biases: list[Operand] = field(default_factory=list)
 
 
 def _factor(m: Match, name: str) -> float:
@@ -33,34 +42,98 @@ def _factor(m: Match, name: str) -> float:
     return m.number(name) if name in m else 1.0
 
 
+def _collect(at: Rewriter, term: Operand, factor: float, found: _Scores) -> None:
+    """Add what `term` times `factor` (above 0) is made of to `found`."""
+    made_by = term.op if isinstance(term, Value) else None
+    if (product := match(term, either(_CAPPED, _PRODUCT))) is not None:
+        found.products.append(product)
+        found.scale = factor
+    elif made_by is not None and made_by.name == "attention_mask":
+        found.biases.append(term)  # 0 and -infinity, whatever the factor
+    elif made_by is not None and made_by.name == "add":
+        for operand in made_by.operands:
+            _collect(at, operand, factor, found)
+    elif (scaled := match(term, _FACTOR)) is not None and scaled.number("c") > 0:
+        by = scaled.number("c")
+        _collect(at, scaled["x"], factor * by if scaled.root.name == "mul" else factor / by, found)
+    elif (floored := match(term, _FLOOR)) is not None and floored.number("c") * factor <= _NEVER:
+        _collect(at, floored["x"], factor, found)
+    elif (chosen := match(term, _CHOICE)) is not None and (mask := _stored_mask(at, chosen, factor)) is not None:
+        found.biases.append(mask)
+        _collect(at, chosen["x"], factor, found)
+    else:
+        found.biases.append(term if factor == 1.0 else _times(at, term, factor))
+
+
+def _times(at: Rewriter, term: Operand, factor: float) -> Value:
+    return at.add("mul", term, at.add("constant", value=factor, element="f32"))
+
+
+# --- masks stored as a table of truth values -------------------------------------------------------------------------
+def _stored_mask(at: Rewriter, chosen: Match, factor: float) -> Value | None:
+    """attention_mask for where(table[:s, :s], x, very low), where the table is causal, or causal with a window."""
+    shape = chosen.root.result.shape
+    if chosen.number("c") * factor > _NEVER or len(shape) < 2 or chosen["x"].type.shape != shape:
+        return None
+    table = _first_rows_and_columns(chosen["seen"])
+    window = _causal_window(at.module, table) if table is not None else None
+    if table is None or window is None or chosen["seen"].type.shape[-2:] != shape[-2:]:
+        return None
+    size = table.type.shape[-1]
+    return at.add("attention_mask", queries=shape[-2], keys=shape[-1], window=None if window == size else window)
+
+
+def _first_rows_and_columns(seen: Operand) -> Weight | None:
+    """The table that a condition is the upper left corner of."""
+    while isinstance(seen, Value) and seen.op is not None and seen.op.name == "slice":
+        axis, start, _, step = slice_bounds(seen.op)
+        if start != 0 or step != 1 or axis < seen.type.rank - 2:
+            return None
+        seen = seen.op.operands[0]
+    return seen if isinstance(seen, Weight) and seen.type.element == DType.bool else None
+
+
+def _causal_window(module: Module, table: Weight) -> int | None:
+    """How many positions back a query sees in a stored square table; None where the table is something else."""
+    size = table.type.shape[-1]
+    if table.key not in module.weights or table.type.elements != size * size or not isinstance(size, int):
+        return None
+    stored = module.weights.load(table.key).reshape(size, size)
+    window = int(stored[-1].sum())
+    distance = range(size)
+    expected = [[0 <= query - key < window for key in distance] for query in distance]
+    return window if stored.tolist() == expected else None
+
+
+# --- the rule ------------------------------------------------------------------------------------------------------
 @rule("attention", op("matmul", op("softmax", any_("scores"), where=on_last_axis), any_("v")))
 def _softmax_attention(at: Rewriter, m: Match) -> Value | None:
-    terms = _terms(m["scores"])
-    products = [(index, found) for index, term in enumerate(terms) if (found := match(term, _ANY_SCORES)) is not None]
-    if len(products) != 1 or not _is_attention(m, products[0][1]):
+    found = _Scores()
+    _collect(at, m["scores"], 1.0, found)
+    if len(found.products) != 1 or not _is_attention(m, found.products[0]):
         return None
-    (index, product) = products[0]
-    scale, cap = _factor(product, "scale"), product.number("cap") if "cap" in product else None
-    if cap is not None:
-        # tanh(scores f) cap is a soft cap of the scores times f cap.
-        scale *= _factor(product, "1/cap") * cap
-    if cap is not None and cap <= 0:
-        return None
-    query, value = product["q"], m["v"]
+    product = found.products[0]
+    scale, cap = found.scale * _factor(product, "scale"), None
+    if "cap" in product:
+        # f c tanh(x / b) = C tanh(x f c / b / C) with C = f c.
+        cap = found.scale * product.number("cap")
+        scale *= _factor(product, "1/cap") * product.number("cap")
+        if cap <= 0:
+            return None
     key = at.add("permute", product["k"], axes=(0, 1, 3, 2))
-    others = terms[:index] + terms[index + 1 :]
-    bias = others[:1]
-    for other in others[1:]:
+    bias = found.biases[:1]
+    for other in found.biases[1:]:
         bias = [at.add("add", *bias, other)]
-    return at.add("attention", query, key, value, *bias, scale=scale, mask="full", softcap=cap)
+    return at.add("attention", product["q"], key, m["v"], *bias, scale=scale, mask="full", softcap=cap)
 
 
 def _is_attention(m: Match, product: Match) -> bool:
-    """Query [b, h, s, d], transposed key [b, h, d, n] and value [b, h, n, e]; the heads are a number."""
+    """Query [b, h, s, d], transposed key [b, g, d, n] and value [b, g, n, e], g = h or 1; the heads are numbers."""
     query, key, value = product["q"].type.shape, product["k"].type.shape, m["v"].type.shape
     if not len(query) == len(key) == len(value) == 4 or m["scores"].type.shape != (*query[:3], key[3]):
         return False
-    return isinstance(query[1], int) and query[:2] == key[:2] == value[:2] and query[3] == key[2] and key[3] == value[2]
+    heads = isinstance(query[1], int) and key[1] == value[1] and key[1] in (query[1], 1)
+    return heads and query[0] == key[0] == value[0] and query[3] == key[2] and key[3] == value[2]
 
 
 SCORES: tuple[Rule, ...] = (_softmax_attention,)

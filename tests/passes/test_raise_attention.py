@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from slmopt.ir.graph import Module
+from slmopt.ir.text import parse_module
 from slmopt.passes.raise_ import RaiseAttention
-from tests.passes.golden import check_rewrite, check_untouched
+from tests.passes.golden import check_rewrite, check_untouched, drift
+from tests.passes.toys import apply, toy
 
 QKV = "%q: f32[b, 4, s, 16], %k: f32[b, 4, s, 16], %v: f32[b, 4, s, 16]"
 
@@ -137,6 +141,90 @@ def test_numbers_go_into_scale() -> None:
     signature = "%x: f32[b, s, 64], %k: f32[b, 4, s, 16], %v: f32[b, 4, s, 16]"
     changes = check_rewrite(RaiseAttention(), before, after, signature=signature)
     assert changes == {"scale": 1}
+
+
+def with_stored_mask(table: torch.Tensor) -> Module:
+    """Attention whose scores are very low where a stored table of truth values says so."""
+    module = parse_module(f"""module @m {{ graph @forward({QKV}) {{
+        %c = constant() {{value = 4.0, element = "f32"}} : f32[]
+        %low = constant() {{value = -3.4028234663852886e+38, element = "f32"}} : f32[]
+        %rows = slice(weight @mask : bool[1, 1, 9, 9]) {{axis = 2, stop = s}} : bool[1, 1, s, 9]
+        %seen = slice(%rows) {{axis = 3, stop = s}} : bool[1, 1, s, s]
+        %t = permute(%k) {{axes = [0, 1, 3, 2]}} : f32[b, 4, 16, s]
+        %m = matmul(%q, %t) : f32[b, 4, s, s]
+        %z = div(%m, %c) : f32[b, 4, s, s]
+        %y = where(%seen, %z, %low) : f32[b, 4, s, s]
+        %w = softmax(%y) {{axis = 3}} : f32[b, 4, s, s]
+        %r = matmul(%w, %v) : f32[b, 4, s, 16]
+        return %r
+    }} }}""")
+    module.weights.add_tensor("mask", table.reshape(1, 1, 9, 9))
+    return module
+
+
+DISTANCE = torch.arange(9)[:, None] - torch.arange(9)[None, :]
+
+
+@pytest.mark.parametrize(("window", "attribute"), [(9, None), (3, 3), (1, 1)])
+def test_stored_causal_mask(window: int, attribute: int | None) -> None:
+    module = with_stored_mask((DISTANCE >= 0) & (window > DISTANCE))
+    found, changes = apply(module, RaiseAttention())
+    (attention,) = [made for made in found.graph().walk() if made.name == "attention"]
+    assert changes == {"attention": 1, "structural mask": 1}
+    assert [attention.attributes[name] for name in ("mask", "window", "scale")] == ["causal", attribute, 0.25]
+    assert drift(module, found) <= 1e-12
+
+
+@pytest.mark.parametrize("table", [DISTANCE <= 0, (DISTANCE >= 0) & (DISTANCE != 2), DISTANCE >= 1, DISTANCE >= -99])
+def test_stored_mask_of_another_kind_stays(table: torch.Tensor) -> None:
+    """Anti-causal, with a hole, without the diagonal, and one that hides nothing: a table, not a structure."""
+    module = with_stored_mask(table)
+    before = str(module)
+    found, _ = apply(module, RaiseAttention())
+    kept = [made for made in found.graph().walk() if made.name == "where"]
+    assert len(kept) == 1
+    assert str(module) == before
+
+
+def test_factor_of_a_sum_and_floor() -> None:
+    before = """
+        %c = constant() {value = 4.0, element = "f32"} : f32[]
+        %low = constant() {value = -3.4028234663852886e+38, element = "f32"} : f32[]
+        %mask = attention_mask() {queries = s, keys = s} : f32[1, 1, s, s]
+        %t = permute(%k) {axes = [0, 1, 3, 2]} : f32[b, 4, 16, s]
+        %m = matmul(%q, %t) : f32[b, 4, s, s]
+        %z = add(%m, %mask) : f32[b, 4, s, s]
+        %y = add(%z, %e) : f32[b, 4, s, s]
+        %d = div(%y, %c) : f32[b, 4, s, s]
+        %f = maximum(%d, %low) : f32[b, 4, s, s]
+        %w = softmax(%f) {axis = 3} : f32[b, 4, s, s]
+        %r = matmul(%w, %v) : f32[b, 4, s, 16]
+        return %r
+    """
+    after = """
+        %t = permute(%k) {axes = [0, 1, 3, 2]} : f32[b, 4, 16, s]
+        %r_2 = constant() {value = 0.25, element = "f32"} : f32[]
+        %r_3 = mul(%e, %r_2) : f32[b, 1, s, s]
+        %r_4 = permute(%t) {axes = [0, 1, 3, 2]} : f32[b, 4, s, 16]
+        %r = attention(%q, %r_4, %v, %r_3) {scale = 0.25, mask = "causal", window = none, chunk = none, softcap = none} : f32[b, 4, s, 16]
+        return %r
+    """  # noqa: E501
+    changes = check_rewrite(RaiseAttention(), before, after, signature=f"{QKV}, %e: f32[b, 1, s, s]")
+    assert changes == {"attention": 1, "structural mask": 1}
+
+
+def test_one_key_head_for_all_queries() -> None:
+    before = """
+        %t = permute(%k) {axes = [0, 1, 3, 2]} : f32[b, 1, 16, s]
+        %m = matmul(%q, %t) : f32[b, 4, s, s]
+        %w = softmax(%m) {axis = 3} : f32[b, 4, s, s]
+        %r = matmul(%w, %v) : f32[b, 4, s, 16]
+        return %r
+    """
+    module = toy(before, signature="%q: f32[b, 4, s, 16], %k: f32[b, 1, s, 16], %v: f32[b, 1, s, 16]")
+    found, changes = apply(module, RaiseAttention())
+    assert changes == {"attention": 1}
+    assert drift(module, found) <= 1e-12
 
 
 @pytest.mark.parametrize(
