@@ -14,7 +14,7 @@ from slmopt.ir.weights import WeightStore
 
 __all__ = ["structure_of"]
 
-_LARGEST = 2048  # positions a mask is looked at: sizes beyond are not recognised
+_LARGEST = 2048  # the longest sequence that a mask is looked at for
 _LOWEST = -1e30  # a number added to hide a key; models write -inf or the lowest float
 
 
@@ -24,8 +24,8 @@ def structure_of(
     """The structure of a mask [..., s, s] (bool: sees; float: 0 sees, -inf does not), or None where it has none.
 
     Only masks that depend on positions alone qualify: made from counters, constants and buffers, not from token ids.
-    They are evaluated at short lengths, and at lengths around every number that their ops name, so that no window or
-    chunk goes unseen.
+    They are evaluated in full up to the longest sequence that their buffers allow or that is looked at; a mask whose
+    ops name a greater number may change beyond it, and is not recognised.
     """
     if isinstance(mask, Weight) or mask.type.rank < 2:
         return None
@@ -37,13 +37,15 @@ def structure_of(
     if any(number > _LARGEST for number in [*numbers, *limits]):
         return None
     longest = min(limits, default=_LARGEST)
-    lengths = {1, 2, 5, 24, longest, *(k * n + d for n in numbers for k in (1, 2) for d in (-1, 0, 1, 2))}
-    tested = {
-        s: _evaluate(mask, ops, weights, {sequence: s, batch: 2}) for s in lengths if 0 < s <= min(longest, _LARGEST)
-    }
-    allowed = {length: _allowed(found) for length, found in tested.items()}
-    for candidate in _candidates(numbers):
-        if all(seen is not None and _agrees(candidate, seen, length) for length, seen in allowed.items()):
+    allowed: dict[int, torch.Tensor] = {}
+    for length in sorted({1, 2, 5, 24, longest, *(number + 1 for number in numbers)}):
+        if length <= longest:
+            seen = _allowed(_evaluate(mask, ops, weights, {sequence: length, batch: 2}))
+            if seen is None:
+                return None
+            allowed[length] = seen
+    for candidate in _candidates(allowed[longest]):
+        if all(_agrees(candidate, seen, length) for length, seen in allowed.items()):
             return candidate
     return None
 
@@ -119,12 +121,14 @@ def _allowed(mask: torch.Tensor | None) -> torch.Tensor | None:
     return flat[0] if bool((flat == flat[:1]).all()) else None
 
 
-def _candidates(numbers: list[int]) -> Iterator[MaskStructure]:
+def _candidates(seen: torch.Tensor) -> Iterator[MaskStructure]:
+    """The first query that no longer sees key 0 says how wide a window or chunk is."""
+    blind = (~seen[:, 0]).nonzero()
     for causal in (True, False):
         yield MaskStructure(causal)
-        for number in numbers:
-            yield MaskStructure(causal, window=number)
-            yield MaskStructure(causal, chunk=number)
+        if len(blind) and int(blind[0]) > 0:
+            yield MaskStructure(causal, window=int(blind[0]))
+            yield MaskStructure(causal, chunk=int(blind[0]))
 
 
 def _agrees(candidate: MaskStructure, seen: torch.Tensor, length: int) -> bool:

@@ -37,14 +37,20 @@ def load(
         raise InputError(
             f"{name} is in training mode, which would make dropout part of the program: call .eval() first"
         )
+    empty = next((key for key, value in model.named_parameters() if value.is_meta), None)
+    if empty is not None:
+        raise InputError(
+            f"{name}: parameter {empty} is on the meta device and holds no numbers: load its weights first"
+        )
     source = _in_float32(model)
     device = next((str(parameter.device) for parameter in source.parameters()), "cpu")
     takes_cache = "use_cache" in inspect.signature(source.forward).parameters
     with _attention_of(source):
         program = export_forward(source, name, device, **({"use_cache": False} if takes_cache else {}))
     canonical = canonical_names(source)
-    tensors = {**dict(source.named_parameters()), **dict(source.named_buffers()), **program.constants}
-    sources = {key.removeprefix(f"{WRAPPER}."): held(value, "in memory") for key, value in tensors.items()}
+    constants = {key.removeprefix(f"{WRAPPER}."): value for key, value in program.constants.items()}
+    tensors = {**constants, **dict(source.named_parameters()), **dict(source.named_buffers())}
+    sources = {key: held(value, "in memory") for key, value in tensors.items()}
     store = WeightStore()
     graph = convert(
         program, weights_on_demand(store, sources, canonical, WRAPPER), store, wrapper=WRAPPER,

@@ -246,7 +246,7 @@ LANGUAGE: dict[str, Function] = {
     "index by a list": lambda x: x[..., [-2, 0]],
     "index by many": lambda x: x[..., torch.tensor([3, -1] * 20)],
     "index by values": lambda x: x[..., (x[0, 0].abs() * 2).long() - 6],
-    "index by positions": lambda x: torch.linspace(0, 1, 20)[steps(x)],
+    "index by positions": lambda x: (torch.arange(20) * 0.1)[steps(x)],
     "sdpa": lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None] * 2, x[:, None], is_causal=True),
     "sdpa three axes": lambda x: F.scaled_dot_product_attention(x, x * 2, x, scale=0.7),
     "sdpa bias": lambda x: F.scaled_dot_product_attention(x, x * 2, x, attn_mask=x @ x.mT),
