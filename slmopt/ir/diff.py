@@ -12,6 +12,9 @@ from slmopt.ir.text import print_op
 __all__ = ["Difference", "GraphDifference", "diff"]
 
 
+_PLACE = "tokenizer"  # metadata that says where a file is, not what the model is; artifacts are written without
+
+
 @dataclass(frozen=True)
 class GraphDifference:
     """How a graph changed. `lines`: ops removed ("- ...") and added ("+ ..."), in order."""
@@ -120,5 +123,5 @@ def _diff_weights(before: Module, after: Module) -> list[str]:
 
 def _diff_metadata(before: Module, after: Module) -> list[str]:
     old, new = before.metadata, after.metadata
-    keys = sorted({*old, *new})
+    keys = sorted({*old, *new} - {_PLACE})
     return [f"~ metadata {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
