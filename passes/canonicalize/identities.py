@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from slmopt.ir.dims import Dim
 from slmopt.ir.graph import Op, Operand, Value, Weight
 from slmopt.ir.ops.shape import slice_bounds
@@ -143,10 +145,22 @@ def _merge_factors(at: Rewriter, m: Match) -> Found:
     return at.add("mul", m["x"], factor)
 
 
+@rule("mean", op(("div", "mul"), op("sum", _X, bind="sum"), constant(name="c")))
+def _mean(at: Rewriter, m: Match) -> Found:
+    """sum(x) / n -> mean(x), n the number of elements along the axis"""
+    total, number = m.op("sum"), m.number("c")
+    axis = int(total.attributes["axis"]) % m["x"].type.rank  # type: ignore[arg-type]
+    size = m["x"].type.shape[axis]
+    factor = 1 / number if m.root.name == "mul" and number else number
+    if not isinstance(size, int) or not math.isclose(factor, size, rel_tol=1e-6) or not m["x"].type.element.is_float:
+        return None
+    return at.add("mean", m["x"], axis=axis, keep=total.attributes["keep"])
+
+
 IDENTITIES: tuple[Rule, ...] = (
     *(Rule(name, op(name, _X), _unchanged) for name in ("cast", "reshape", "expand", "slice")),
     *(Rule("neutral", pattern, _unchanged) for pattern in (_NEUTRAL, _TRUE)),
     Rule("neg", op("neg", op("neg", _X)), _unchanged),
     _identity_permute, _merge_permutes, _merge_reshapes, _merge_expands, _merge_casts, _merge_slices, _slice_of_concat,
-    _simplify_concat, _merge_factors,
+    _simplify_concat, _merge_factors, _mean,
 )  # fmt: skip

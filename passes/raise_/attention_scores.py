@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from slmopt.ir.graph import Module, Operand, Value, Weight
-from slmopt.ir.ops.shape import slice_bounds
-from slmopt.ir.types import DType
+from slmopt.ir.dims import Dim, symbol
+from slmopt.ir.graph import Operand, Value
 from slmopt.rewrite import Match, Pattern, Rewriter, Rule, any_, constant, either, match, on_last_axis, op, rule
 
 __all__ = ["SCORES"]
@@ -23,13 +22,16 @@ _SCORES = either(_PRODUCT, _scaled(_PRODUCT, "scale"))
 _CAPPED = op("mul", op("tanh", _scaled(_SCORES, "1/cap")), constant(name="cap"))
 _FACTOR = op(("mul", "div"), any_("x", lambda operand: isinstance(operand, Value)), constant(name="c"))
 _FLOOR = op("maximum", any_("x"), constant(name="c"))
-_CHOICE = op("where", any_("seen"), any_("x"), constant(name="c"))
+_CHOICE = either(
+    op("where", any_("seen"), any_("x"), constant(name="c")), op("where", any_("seen"), constant(name="c"), any_("x"))
+)
 
 
 @dataclass
 class _Scores:
     """The terms that add up to the scores: one product of queries and keys, biases, structural masks."""
 
+    shape: tuple[Dim, ...]
     products: list[Match] = field(default_factory=list)
     scale: float = 1.0
     biases: list[Operand] = field(default_factory=list)
@@ -58,9 +60,18 @@ def _collect(at: Rewriter, term: Operand, factor: float, found: _Scores) -> None
         _collect(at, scaled["x"], factor * by if scaled.root.name == "mul" else factor / by, found)
     elif (floored := match(term, _FLOOR)) is not None and floored.number("c") * factor <= _NEVER:
         _collect(at, floored["x"], factor, found)
-    elif (chosen := match(term, _CHOICE)) is not None and (mask := _stored_mask(at, chosen, factor)) is not None:
+    else:
+        _collect_rest(at, term, factor, found)
+
+
+def _collect_rest(at: Rewriter, term: Operand, factor: float, found: _Scores) -> None:
+    """Add a mask that the model computes itself, what it hides, or another bias."""
+    chosen = match(term, _CHOICE)
+    if chosen is not None and (mask := _chosen_mask(at, chosen, factor, found.shape)) is not None:
         found.biases.append(mask)
         _collect(at, chosen["x"], factor, found)
+    elif (mask := _structural_mask(at, term, found.shape)) is not None:
+        found.biases.append(mask)
     else:
         found.biases.append(term if factor == 1.0 else _times(at, term, factor))
 
@@ -69,46 +80,38 @@ def _times(at: Rewriter, term: Operand, factor: float) -> Value:
     return at.add("mul", term, at.add("constant", value=factor, element="f32"))
 
 
-# --- masks stored as a table of truth values -------------------------------------------------------------------------
-def _stored_mask(at: Rewriter, chosen: Match, factor: float) -> Value | None:
-    """attention_mask for where(table[:s, :s], x, very low), where the table is causal, or causal with a window."""
-    shape = chosen.root.result.shape
-    if chosen.number("c") * factor > _NEVER or len(shape) < 2 or chosen["x"].type.shape != shape:
+# --- masks that the model computes itself, or stores as a table ------------------------------------------------------
+def _chosen_mask(at: Rewriter, chosen: Match, factor: float, scores: tuple[Dim, ...]) -> Value | None:
+    """attention_mask for where(seen, x, very low), or where(hidden, very low, x)."""
+    if chosen.number("c") * factor > _NEVER:
         return None
-    table = _first_rows_and_columns(chosen["seen"])
-    window = _causal_window(at.module, table) if table is not None else None
-    if table is None or window is None or chosen["seen"].type.shape[-2:] != shape[-2:]:
+    seen = chosen["seen"]
+    if chosen.root.operands[1] is not chosen["x"]:
+        seen = at.add("logical_not", seen)
+    return _structural_mask(at, seen, scores)
+
+
+def _structural_mask(at: Rewriter, mask: Operand, scores: tuple[Dim, ...]) -> Value | None:
+    """attention_mask for a mask of the scores that depends on positions alone and has a structure."""
+    if not isinstance(mask, Value) or mask.type.rank < 2 or mask.shape[-2:] != scores[-2:]:
         return None
-    size = table.type.shape[-1]
-    return at.add("attention_mask", queries=shape[-2], keys=shape[-1], window=None if window == size else window)
-
-
-def _first_rows_and_columns(seen: Operand) -> Weight | None:
-    """The table that a condition is the upper left corner of."""
-    while isinstance(seen, Value) and seen.op is not None and seen.op.name == "slice":
-        axis, start, _, step = slice_bounds(seen.op)
-        if start != 0 or step != 1 or axis < seen.type.rank - 2:
-            return None
-        seen = seen.op.operands[0]
-    return seen if isinstance(seen, Weight) and seen.type.element == DType.bool else None
-
-
-def _causal_window(module: Module, table: Weight) -> int | None:
-    """How many positions back a query sees in a stored square table; None where the table is something else."""
-    size = table.type.shape[-1]
-    if table.key not in module.weights or table.type.elements != size * size or not isinstance(size, int):
+    sequence, metadata = scores[-1], at.module.metadata
+    if sequence != symbol(str(metadata.get("sequence", "s"))) or scores[-2] != sequence:
         return None
-    stored = module.weights.load(table.key).reshape(size, size)
-    window = int(stored[-1].sum())
-    distance = range(size)
-    expected = [[0 <= query - key < window for key in distance] for query in distance]
-    return window if stored.tolist() == expected else None
+    from slmopt.frontends.dense_masks import structure_of
+
+    structure = structure_of(mask, at.module.weights, str(sequence), str(metadata.get("batch", "b")))
+    if structure is None:
+        return None
+    kind = "causal" if structure.causal else "full"
+    window, chunk = structure.window, structure.chunk
+    return at.add("attention_mask", queries=sequence, keys=sequence, mask=kind, window=window, chunk=chunk)
 
 
 # --- the rule ------------------------------------------------------------------------------------------------------
 @rule("attention", op("matmul", op("softmax", any_("scores"), where=on_last_axis), any_("v")))
 def _softmax_attention(at: Rewriter, m: Match) -> Value | None:
-    found = _Scores()
+    found = _Scores(m["scores"].type.shape)
     _collect(at, m["scores"], 1.0, found)
     if len(found.products) != 1 or not _is_attention(m, found.products[0]):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from slmopt.frontends import torch_module
 from slmopt.frontends.huggingface import load
 from slmopt.interpreter import forward, step_through
 from slmopt.ir.graph import Module, Op, Value, Weight
@@ -172,6 +175,78 @@ def test_decoding_in_steps_equals_the_whole(name: str) -> None:
     expected = forward(before, ids(2, 12))
     found = step_through(module, ids(2, 12), (5, 1, 1, 5))
     assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-5
+
+
+class Norm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5) * self.gain + self.shift
+
+
+class Block(nn.Module):
+    """A layer as people write it by hand: repeated heads, a triangle of ones, gelu in arithmetic."""
+
+    def __init__(self, width: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.heads, self.groups, self.size = heads, groups, width // heads
+        self.before, self.between = Norm(width), nn.RMSNorm(width, eps=1e-6)
+        self.q, self.k = nn.Linear(width, width), nn.Linear(width, groups * self.size)
+        self.v, self.o = nn.Linear(width, groups * self.size), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, s, width = x.shape
+        y = self.before(x)
+        q = self.q(y).view(b, s, self.heads, self.size).transpose(1, 2)
+        k, v = (f(y).view(b, s, self.groups, self.size).transpose(1, 2) for f in (self.k, self.v))
+        k, v = (part.repeat_interleave(self.heads // self.groups, 1) for part in (k, v))
+        scores = (q @ k.transpose(-2, -1)) / math.sqrt(self.size)
+        scores = scores.masked_fill(torch.tril(torch.ones(s, s)) == 0, float("-inf"))
+        x = x + self.o((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, s, width))
+        z = self.up(self.between(x))
+        z = 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+        return x + self.down(z)  # type: ignore[no-any-return]
+
+
+class ByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(97, 48), nn.Parameter(torch.randn(64, 48))
+        self.layers, self.last = nn.ModuleList(Block(48, 4, 2) for _ in range(2)), Norm(48)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(ids) + self.positions[: ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x) @ self.tokens.weight.T  # type: ignore[no-any-return]
+
+
+def test_model_written_by_hand() -> None:
+    torch.manual_seed(0)
+    model = ByHand().eval()
+    module = torch_module.load(model, name="by_hand")
+    Raise().run(module, Context())
+    count = Counter(op.name for op in module.graph().walk())
+    assert count == {
+        "embedding": 2, "arange": 1, "linear": 13, "layer_norm": 3, "rms_norm": 2, "attention": 2, "gelu": 2, "add": 5,
+        "reshape": 8, "permute": 8,
+    }  # fmt: skip
+    for op in module.graph().walk():
+        if op.name == "attention":
+            assert (op.attributes["mask"], op.value(1).shape[1], len(op.operands)) == ("causal", 2, 3)
+    found = [o.key for op in module.graph().walk() for o in op.operands if isinstance(o, Weight)]
+    assert found.count("tokens.weight") == 2
+    with torch.no_grad():
+        expected = model(ids(2, 11))
+        assert float((forward(module, ids(2, 11)) - expected).abs().max() / expected.abs().max()) <= 1e-5
+    Incrementalize().run(module, Context())
+    with torch.no_grad():
+        stepped = step_through(module, ids(2, 11), (4, 1, 6))
+    assert float((stepped - expected).abs().max() / expected.abs().max()) <= 1e-5
 
 
 def test_tied_weights_stay_one() -> None:
