@@ -263,7 +263,7 @@ def train(options: argparse.Namespace, recipe: Recipe) -> None:
     progress, saved_at, losses = 0.0, time.perf_counter(), list[float]()
     while progress < 1:
         start = time.perf_counter()
-        progress = run.step / options.steps if options.steps else run.seconds / (60 * options.minutes)
+        progress = (run.step + 1) / options.steps if options.steps else run.seconds / (60 * options.minutes)
         context = recipe.context if progress >= recipe.lengthen else recipe.first_context
         batch = torch.from_numpy(windows.draw(run.step, recipe.tokens_per_step // context, context))
         losses.append(run.advance(batch, rate_at(progress, recipe.warmup), options.bf16))
