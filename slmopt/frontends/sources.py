@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmopt.errors import InputError
+from slmopt.errors import InputError, IRError
 
 if TYPE_CHECKING:
     from slmopt.ir.graph import Module
@@ -49,7 +49,11 @@ class IRText:
         from slmopt.calibrate import read_text
         from slmopt.ir.text import parse_module
 
-        return parse_module(read_text(source))
+        text = read_text(source)
+        try:
+            return parse_module(text)
+        except IRError as error:
+            raise IRError(f"{source}: {error}") from error
 
 
 class TorchModule:
