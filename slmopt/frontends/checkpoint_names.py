@@ -26,7 +26,12 @@ def match_names(model: Any, stored: Mapping[str, StoredTensor], directory: Path)
     expected = model.state_dict()
     renamed = _renamed(model, stored, expected)
     found = {name: tensor for name, tensor in renamed.items() if name in expected}
-    unexpected = [name for name in renamed if name not in expected and not _ignored(model, name)]
+    computed = {name.rpartition(".")[2] for name, _ in model.named_buffers()} - {n.rpartition(".")[2] for n in expected}
+    useless = _patterns(model, "_keys_to_ignore_on_load_unexpected")
+    unexpected = [
+        name for name in renamed
+        if name not in expected and name.rpartition(".")[2] not in computed and not _matches(name, useless)
+    ]  # fmt: skip
     if unexpected:
         raise InputError(
             f"{directory} holds tensors that the model of its config.json does not have: {_shown(unexpected)}."
@@ -40,7 +45,7 @@ def match_names(model: Any, stored: Mapping[str, StoredTensor], directory: Path)
             )
     found |= _tied(model, found)
     patterns = _patterns(model, "_keys_to_ignore_on_load_missing")
-    missing = [name for name in expected if name not in found and not any(re.search(p, name) for p in patterns)]
+    missing = [name for name in expected if name not in found and not _matches(name, patterns)]
     if missing:
         raise InputError(
             f"{directory} lacks weights that the model of its config.json needs: {_shown(missing)}."
@@ -67,15 +72,13 @@ def _renamed(model: Any, stored: Mapping[str, StoredTensor], expected: Mapping[s
     return found
 
 
-def _ignored(model: Any, name: str) -> bool:
-    """Whether the model says that a stored tensor is of no use, or it is a buffer that is computed, not stored."""
-    leaf = name.rpartition(".")[2]
-    computed = {buffer.rpartition(".")[2] for buffer, _ in model.named_buffers()}
-    return leaf in computed or any(re.search(p, name) for p in _patterns(model, "_keys_to_ignore_on_load_unexpected"))
-
-
 def _patterns(model: Any, attribute: str) -> Iterable[str]:
+    """What the model's class says of names it can do without."""
     return getattr(model, attribute, None) or ()
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _tied(model: Any, found: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

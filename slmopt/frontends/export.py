@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from slmopt.errors import SlmError, UnsupportedError
 from slmopt.frontends.aten import IGNORED, find_rule
 
-__all__ = ["WRAPPER", "export_forward"]
+__all__ = ["WRAPPER", "export_forward", "sequence_limit"]
 
 WRAPPER = "model"
 _EXAMPLE = (3, 7)  # batch and sequence while tracing: unlike each other and unlike 0 and 1, which torch makes constants
@@ -60,6 +60,21 @@ def export_forward(model: torch.nn.Module, name: str, device: str, **options: An
         raise UnsupportedError(
             f"{name} cannot be traced with symbolic batch and sequence length: {_reason(error)}"
         ) from error
+
+
+def sequence_limit(program: ExportedProgram) -> int | None:
+    """The longest sequence the traced program holds for, such as the rows of a position table; None for no limit.
+
+    Raises UnsupportedError where it holds only for some batches, or not for short sequences.
+    """
+    ids = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    batch, sequence = (program.range_constraints.get(size.node.expr) for size in ids.meta["val"].shape)
+    for what, found in (("batch", batch), ("sequence length", sequence)):
+        if found is not None and found.lower > 2:  # torch never looks at 0 and 1 while it traces symbolic sizes
+            raise UnsupportedError(f"the model runs only where the {what} is at least {found.lower}")
+    if batch is not None and batch.upper.is_Integer:
+        raise UnsupportedError(f"the model runs only where the batch is at most {batch.upper}")
+    return int(sequence.upper) if sequence is not None and sequence.upper.is_Integer else None
 
 
 def _is_convertible(program: ExportedProgram) -> bool:

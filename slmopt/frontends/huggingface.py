@@ -25,7 +25,7 @@ def load(path: str | Path) -> Module:
     from slmopt.frontends.capture import captured_attention
     from slmopt.frontends.checkpoint_names import match_names, untie_unequal
     from slmopt.frontends.convert import convert
-    from slmopt.frontends.export import WRAPPER, export_forward
+    from slmopt.frontends.export import WRAPPER, export_forward, sequence_limit
     from slmopt.frontends.parameters import canonical_names, weights_on_demand
     from slmopt.frontends.skeleton import build_skeleton, put_on_cpu, read_config
 
@@ -44,6 +44,8 @@ def load(path: str | Path) -> Module:
     weight_of = weights_on_demand(store, sources, canonical_names(model), WRAPPER)
     graph = convert(program, weight_of, store, wrapper=WRAPPER, strip=model.base_model_prefix)
     metadata = _metadata(directory, config, graph.outputs[0].shape[-1], stored)
+    limits = [limit for limit in (metadata["context"], sequence_limit(program)) if limit is not None]
+    metadata["context"] = min(limits, default=None)
     return Module(metadata["name"], [graph], store, metadata)
 
 

@@ -26,11 +26,12 @@ def load(
     """Trace `model(ids: i64[b, s]) -> logits` (a tensor, a result with `.logits`, or a tuple that begins with them).
 
     Parameters are held, not copied. Attention written as torch.nn.functional.scaled_dot_product_attention becomes one
-    op, its mask a structure (causal, window, chunk) where it is one. `context` is the longest sequence, where there
-    is a limit. Raises InputError for a module in training mode, UnsupportedError for what has no form in the IR.
+    op, its mask a structure (causal, window, chunk) where it is one. `context` is the longest sequence; where it is
+    not given, it is what tracing shows (such as the rows of a table that is sliced), or none. Raises InputError for a
+    module in training mode or without numbers, UnsupportedError for what has no form in the IR.
     """
     from slmopt.frontends.convert import convert
-    from slmopt.frontends.export import WRAPPER, export_forward
+    from slmopt.frontends.export import WRAPPER, export_forward, sequence_limit
     from slmopt.frontends.parameters import canonical_names, held, weights_on_demand
 
     if model.training:
@@ -61,7 +62,8 @@ def load(
     if not isinstance(vocabulary, int):
         raise InputError(f"{name} returns {logits.type}, expected logits [b, s, vocabulary]")
     metadata = {
-        "name": name, "vocab": vocabulary, "context": context, "bos_token_id": bos_token_id,
+        "name": name, "vocab": vocabulary, "context": sequence_limit(program) if context is None else context,
+        "bos_token_id": bos_token_id,
         "eos_token_ids": list(eos_token_ids), "tokenizer": None if tokenizer is None else str(tokenizer),
         "batch": "b", "sequence": "s", "source": None,
     }  # fmt: skip

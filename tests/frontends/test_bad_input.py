@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,18 @@ from tests.architectures import save_tiny
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory, whole (`model`) and in shards (`shards`)."""
+    path = tmp_path_factory.mktemp("sound")
+    save_tiny(path / "model", "llama").save_pretrained(path / "shards", max_shard_size="40KB")
+    return path
+
+
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
+def directory(sound: Path, tmp_path: Path) -> Path:
     """A sound model directory, to be spoilt."""
-    save_tiny(tmp_path, "llama")
-    return tmp_path
+    return Path(shutil.copytree(sound / "model", tmp_path / "model"))
 
 
 def refused(directory: Path, *said: str, error: type[SlmError] = InputError) -> str:
@@ -214,10 +222,9 @@ def test_weights_cut_off_after_loading(directory: Path) -> None:
 
 # --- shards ------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    model = save_tiny(tmp_path / "whole", "llama")
-    model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
-    return tmp_path / "shards"
+def shards(sound: Path, tmp_path: Path) -> Path:
+    """A sound model directory in shards, to be spoilt."""
+    return Path(shutil.copytree(sound / "shards", tmp_path / "shards"))
 
 
 INDEX = "model.safetensors.index.json"
@@ -247,13 +254,13 @@ def test_index_without_a_map(shards: Path, broken: Any) -> None:
 
 
 def test_index_that_leaves_the_directory(shards: Path) -> None:
-    change_map(shards, lambda places: dict.fromkeys(places, "../whole/model.safetensors"))
+    change_map(shards, lambda places: dict.fromkeys(places, "../model/model.safetensors"))
     refused(shards, INDEX, "outside the directory")
 
 
 # --- what the model asks for -------------------------------------------------------------------------------------
 def test_unsupported_model_says_what_it_needs(tmp_path: Path) -> None:
-    """A gated mixture of experts chooses by top-k, which the IR cannot say: the op and its module are named."""
+    """A mixture of experts, whose stored experts transformers merges: the tensor and where it should go are named."""
     save_tiny(tmp_path, "llama")
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -266,4 +273,4 @@ def test_unsupported_model_says_what_it_needs(tmp_path: Path) -> None:
     }
     config = AutoConfig.for_model("mixtral", **sizes, num_key_value_heads=2, num_local_experts=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    refused(tmp_path, error=UnsupportedError)
+    refused(tmp_path, "layers.0", "merged or split into", "experts.gate_up_proj", error=UnsupportedError)

@@ -107,6 +107,12 @@ def test_weights_are_held_and_tied_ones_shared() -> None:
     }  # fmt: skip
 
 
+def test_a_sliced_table_limits_the_context() -> None:
+    assert torch_module.load(Model("buffer").eval()).metadata["context"] == CONTEXT
+    assert torch_module.load(Model("buffer").eval(), context=20).metadata["context"] == 20
+    assert torch_module.load(Model("causal").eval()).metadata["context"] is None
+
+
 def test_half_precision_computes_in_float32() -> None:
     model = Model().eval().to(torch.bfloat16)
     module = torch_module.load(model)
@@ -163,6 +169,20 @@ def test_what_returns_no_logits_is_refused() -> None:
         torch_module.load(Names().eval())
     with pytest.raises(InputError, match=r"expected logits \[b, s, vocabulary\]"):
         torch_module.load(nn.Sequential(nn.Embedding(5, 4), nn.Flatten()).eval())
+
+
+def test_a_least_length_is_refused() -> None:
+    class Long(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Embedding(5, 4)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            torch._check(ids.shape[1] >= 5)  # type: ignore[no-untyped-call]
+            return torch.as_tensor(self.tokens(ids))
+
+    with pytest.raises(UnsupportedError, match="only where the sequence length is at least 5"):
+        torch_module.load(Long().eval())
 
 
 def test_a_fixed_length_is_refused() -> None:
