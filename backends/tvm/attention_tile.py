@@ -149,7 +149,7 @@ class _Tile:
                 step(j * chains + chain, chain)
         for j in range(size - size % chains, size):
             step(j, j % chains)
-        return [_tree([register.value for register in of_query]) for of_query in sums]
+        return [code.let(_tree([register.value for register in of_query])) for of_query in sums]
 
     def _adjust(self, score: Any, distance: Any, h: int) -> Any:
         """Scale, soft cap, ALiBi and mask."""
@@ -158,11 +158,11 @@ class _Tile:
         code, isa, lanes, shape = self.code, self.isa, self.isa.lanes, self.shape
         value = score * broadcast(shape.scale, lanes)
         if shape.softcap is not None:
-            capped = tanh(isa, lanes, code.let(value * broadcast(1.0 / shape.softcap, lanes)))
-            value = capped * broadcast(shape.softcap, lanes)
+            capped = tanh(isa, lanes, value * broadcast(1.0 / shape.softcap, lanes), code.let)
+            value = code.let(capped * broadcast(shape.softcap, lanes))
         if self.operands.slopes is not None:
             slope = broadcast(self.operands.slopes.load(self.head + h), lanes)
-            value = value + slope * tirx.Cast(f"float32x{lanes}", distance)
+            value = code.let(value + slope * tirx.Cast(f"float32x{lanes}", distance))
         seen = distance <= broadcast(0, lanes, "int32")
         value = tirx.Select(seen, value, broadcast(_MASKED, lanes))
         if shape.window is not None:
@@ -185,10 +185,10 @@ class _Tile:
             total = code.register(lanes, start=broadcast(0.0, lanes))
             with code.loop(vectors) as i:
                 place = code.let(row + i * lanes)
-                weight = code.let(exp(isa, lanes, code.let(self.scores.load(place, lanes) - broadcast(largest, lanes))))
+                weight = exp(isa, lanes, self.scores.load(place, lanes) - broadcast(largest, lanes), code.let)
                 self.scores.store(place, weight, lanes)
                 total.set(total.value + weight)
-            shrink = code.let(exp(isa, 1, code.let(before - largest)))
+            shrink = exp(isa, 1, before - largest, code.let)
             self.maxima.store(h, largest)
             self.shrinks.store(h, shrink)
             self.totals.store(h, self.totals.load(h) * shrink + add_all(lanes, code.let(total.value)))

@@ -133,9 +133,16 @@ class Code:
         return Memory(self, f"local{self._count}", element, "local", size)
 
     def let(self, value: Any) -> Any:
-        """A name for a value, so that it is computed once."""
+        """A name for a value, so that it is computed once.
+
+        Floats and vectors go through a register: TVM's simplifier puts named values back into every place that uses
+        them, and an expression as large as an exponential then takes seconds to compile. Integers stay visible to it.
+        """
         from tvm import tirx
 
+        element, _, lanes = str(value.ty).partition("x")
+        if lanes or element.startswith("float"):
+            return self.register(int(lanes or 1), element, value).value
         self._count += 1
         variable = tirx.Var(f"v{self._count}", value.ty)
         self.emit(tirx.Bind(variable, value))

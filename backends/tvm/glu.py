@@ -32,7 +32,7 @@ def glu(isa: Isa, *, width: int, activation: str | None, output: str = "f32") ->
             first, second = code.let(row * gate_stride), code.let(row * up_stride)
 
             def produce(at: Any, lanes: int) -> Any:
-                gated = activate(isa, lanes, activation, code.let(gate.load(first + at, lanes)))
+                gated = activate(isa, lanes, activation, gate.load(first + at, lanes), code.let)
                 return gated * up.load(second + at, lanes)
 
             write_row(code, isa, width, output, out, code.let(row * out_stride), produce)

@@ -5,7 +5,8 @@
 
 Row r is (token r / inner, head r % inner). The first `rotary_dim` elements turn, the rest is copied:
 
-    half          out[j] = x[j] cos[j] - x[j + h] sin[j],   out[j + h] = x[j + h] cos[j + h] + x[j] sin[j + h],  h = rotary_dim / 2
+    half          out[j]     = x[j]     cos[j]     - x[j + h] sin[j]         h = rotary_dim / 2
+                  out[j + h] = x[j + h] cos[j + h] + x[j]     sin[j + h]
     interleaved   the same with pairs (2j, 2j + 1)
 """
 
@@ -17,6 +18,7 @@ from slmopt.backends.tvm.code import Code, Memory
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
 from slmopt.backends.tvm.row_output import each_chunk
+from slmopt.backends.tvm.vector_math import broadcast
 
 __all__ = ["rope"]
 
@@ -43,8 +45,9 @@ def rope(isa: Isa, *, head_dim: int, rotary_dim: int, style: str = "half") -> Ke
                     code, out, x, cos, sin, target + at, source + at, angle + at, half, lanes
                 ))  # fmt: skip
             else:
-                with code.loop(rotary_dim // 2) as pair:
-                    _turn(code, out, x, cos, sin, target + pair * 2, source + pair * 2, angle + pair * 2, 1, 1)
+                each_chunk(code, rotary_dim, isa.lanes, lambda at, lanes: _turn_neighbours(
+                    code, out, x, cos, sin, target + at, source + at, angle + at, lanes
+                ))  # fmt: skip
             each_chunk(code, head_dim - rotary_dim, isa.lanes, lambda at, lanes: out.store(
                 target + rotary_dim + at, x.load(source + rotary_dim + at, lanes), lanes
             ))  # fmt: skip
@@ -64,3 +67,17 @@ def _turn(
     second = code.let(b * cos.load(angle + apart, lanes) + a * sin.load(angle + apart, lanes))
     out.store(target, first, lanes)
     out.store(target + apart, second, lanes)
+
+
+def _turn_neighbours(
+    code: Code, out: Memory, x: Memory, cos: Memory, sin: Memory, target: Any, source: Any, angle: Any, lanes: int
+) -> None:
+    """Turn the pairs of neighbours in one vector: x cos + (x, neighbours exchanged) (-sin, sin, -sin, ...)."""
+    from tvm import tirx
+
+    values = code.let(x.load(source, lanes))
+    exchanged = tirx.Shuffle([values], [lane ^ 1 for lane in range(lanes)])
+    even = tirx.bitwise_and(tirx.Ramp(0, 1, lanes), broadcast(1, lanes, "int32")).equal(broadcast(0, lanes, "int32"))
+    sines = code.let(sin.load(angle, lanes))
+    signed = tirx.Select(even, broadcast(0.0, lanes) - sines, sines)
+    out.store(target, values * cos.load(angle, lanes) + exchanged * signed, lanes)

@@ -81,13 +81,16 @@ def _write_group(code: Code, isa: Isa, width: int, out: Memory, place: Any, grou
     zero = broadcast(0.0, lanes)
     largest = zero
     for vector in vectors:
-        largest = tirx.max(largest, tirx.max(vector, zero - vector))
+        size = code.let(tirx.Select(vector < zero, zero - vector, vector))
+        largest = code.let(tirx.Select(largest >= size, largest, size))  # a row of NaN has the scale NaN
     scale = code.let(max_all(lanes, code.let(largest)) / tirx.const(127.0, "float32"))
     divisor = code.let(broadcast(tirx.Select(scale > 0.0, scale, tirx.const(1.0, "float32")), lanes))
     total: Any = None
     for index, vector in enumerate(vectors):
         rounded = tirx.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.rint", vector / divisor)
-        codes = code.let(tirx.Cast(f"int32x{lanes}", rounded))
+        limit = broadcast(127, lanes, "int32")  # passed where the scale is subnormal and so inexact
+        codes = tirx.max(tirx.min(tirx.Cast(f"int32x{lanes}", rounded), limit), broadcast(-127, lanes, "int32"))
+        codes = code.let(codes)
         total = codes if total is None else total + codes
         narrow = tirx.reinterpret(f"uint8x{lanes}", tirx.Cast(f"int8x{lanes}", codes))
         out.store(place + group * GROUP + index * lanes, narrow, lanes)

@@ -30,7 +30,8 @@ def check(
     """Feed a sequence in steps through cache and attention kernels; compare each step with the reference."""
     value_dim = value_dim or head_dim
     total, capacity = sum(steps), -(-sum(steps) // 16) * 16 + 16
-    q, k, v = numbers(total, heads, head_dim), numbers(total, kv_heads, head_dim, seed=2), numbers(total, kv_heads, value_dim, seed=3)
+    q, k = numbers(total, heads, head_dim), numbers(total, kv_heads, head_dim, seed=2)
+    v = numbers(total, kv_heads, value_dim, seed=3)
     tables = [aligned(np.abs(numbers(heads, seed=4)) / 4)] * slopes + [aligned(numbers(heads, seed=5))] * sinks
     options: dict[str, Any] = {"window": window, "softcap": softcap}
     kernels = [
@@ -71,7 +72,8 @@ def reference(
     values = [graph.add_input(name, tensor("f32", *x.shape)) for name, x in zip("qkv", heads, strict=True)]
     given = iter(torch.from_numpy(t).double() for t in tables)
     extra = [next(given) if on else None for on in (slopes, sinks)]
-    operands = [graph.add_input(n, tensor("f32", q.shape[1])) if x is not None else None for n, x in zip(("a", "b"), extra, strict=True)]
+    named = zip(("slopes", "sinks"), extra, strict=True)
+    operands = [graph.add_input(name, tensor("f32", q.shape[1])) if x is not None else None for name, x in named]
     op = graph.add("attention", [*values, None, None, *operands], {"scale": 0.3, **options})
     found = op.spec.reference(op, *heads, None, torch.tensor(position), *extra)
     array: np.ndarray = found[0].transpose(0, 1).numpy()

@@ -12,6 +12,7 @@ from slmopt.backends.tvm.norm import layer_norm, rms_norm
 from slmopt.backends.tvm.quantize_rows import quantize_rows
 from slmopt.backends.tvm.rope import rope
 from slmopt.ir.ops.language import activate
+from slmopt.ir.ops.language import quantize_rows as reference_rows
 from tests.backends.native import Kernels, aligned, host_isas
 from tests.backends.quantized_rows import pack_rows, unpack_rows
 
@@ -34,6 +35,21 @@ def test_quantize_rows_is_exact(isa: Isa) -> None:
         for lo, hi in ((0, 2), (2, 6)):
             library.call(kernel, out, x, lo, hi, out.shape[1], width)
         np.testing.assert_array_equal(out, expected)
+
+
+@ISAS
+def test_tiny_and_damaged_rows(isa: Isa) -> None:
+    """Codes stay within -127..127 where the scale is subnormal; NaN shows in the scale."""
+    x = numbers(3, 64)
+    x[0] *= np.float32(1e-43)
+    x[1] *= np.float32(1e-37)
+    x[2] = np.nan
+    kernel = quantize_rows(isa, width=64)
+    out = aligned(np.zeros_like(pack_rows(x)))
+    Kernels([kernel], isa).call(kernel, out, aligned(x), 0, 3, out.shape[1], 64)
+    found = unpack_rows(out, 64)
+    np.testing.assert_array_equal(found[:2], reference_rows(torch.from_numpy(x[:2])).numpy())
+    assert np.isnan(found[2]).all()
 
 
 @ISAS
@@ -111,7 +127,8 @@ def test_rope(isa: Isa, style: str) -> None:
         for lo, hi in ((0, 5), (5, 12)):
             library.call(kernel, out, x, cos, sin, lo, hi, 3, 3 * d, d, 3 * d, d, r)
         graph = Graph("g")
-        inputs = [graph.add_input("x", tensor("f32", 4, 3, d)), *(graph.add_input(n, tensor("f32", 4, 1, r)) for n in "cs")]
+        tables = [graph.add_input(n, tensor("f32", 4, 1, r)) for n in ("cos", "sin")]
+        inputs = [graph.add_input("x", tensor("f32", 4, 3, d)), *tables]
         op = graph.add("rope", inputs, {"style": style})
         expected = op.spec.reference(op, *(torch.from_numpy(a.reshape(4, -1, a.shape[-1])) for a in (x, cos, sin)))
         np.testing.assert_allclose(out, expected.numpy(), rtol=1e-6, atol=1e-6)
