@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ArtifactError", "ContractError", "InputError", "IRError", "SlmError", "UnsupportedError"]
+__all__ = ["ArtifactError", "ContractError", "IRError", "InputError", "SlmError", "UnsupportedError"]
 
 
 class SlmError(Exception):

@@ -116,7 +116,7 @@ def _simplify(terms: Mapping[Monomial, int]) -> Dim:
     return SymbolicDim(kept)
 
 
-def product(dims: "tuple[Dim, ...] | list[Dim]") -> Dim:
+def product(dims: tuple[Dim, ...] | list[Dim]) -> Dim:
     """The product of all dimensions (1 for none): the number of elements of a shape."""
     total: Dim = 1
     for dim in dims:

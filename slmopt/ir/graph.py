@@ -15,9 +15,11 @@ from slmopt.ir.weights import WeightStore
 if TYPE_CHECKING:
     from slmopt.ir.spec import OpSpec
 
-__all__ = ["Attribute", "Graph", "Module", "Op", "Operand", "Use", "Value", "Weight", "operand_type", "substitute_attribute"]
+__all__ = [
+    "Attribute", "Graph", "Module", "Op", "Operand", "Use", "Value", "Weight", "operand_type", "substitute_attribute",
+]  # fmt: skip
 
-Attribute: TypeAlias = "None | bool | int | float | str | Dim | tuple[Attribute, ...]"
+Attribute: TypeAlias = "bool | int | float | str | Dim | tuple[Attribute, ...] | None"
 
 
 @dataclass(frozen=True)

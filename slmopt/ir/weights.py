@@ -96,7 +96,8 @@ class WeightStore:
         from slmopt.ir.torch_types import element_of
 
         held = value.detach()
-        return self.add(key, WeightSource(TensorType(element_of(held.dtype), tuple(held.shape)), description, lambda: held))
+        type = TensorType(element_of(held.dtype), tuple(held.shape))
+        return self.add(key, WeightSource(type, description, lambda: held))
 
     def derive(
         self, key: str, inputs: tuple[str, ...], type: TensorType, description: str, compute: Callable[..., Any]

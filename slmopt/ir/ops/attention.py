@@ -32,7 +32,8 @@ def _attention(op: Op) -> TensorType:
     heads, kv_heads = query.shape[1], key.shape[1]
     fits = key.shape[:3] == value.shape[:3] and query.shape[0] == key.shape[0] and query.shape[3] == key.shape[3]
     if not fits or not isinstance(heads, int) or not isinstance(kv_heads, int) or heads % kv_heads:
-        raise IRError(f"expected q [b, h, s, d], k [b, g, n, d], v [b, g, n, e], h divisible by g; got {query}, {key}, {value}")
+        expected = "q [b, h, s, d], k [b, g, n, d], v [b, g, n, e], h divisible by g"
+        raise IRError(f"expected {expected}; got {query}, {key}, {value}")
     for index, name in ((5, "slopes"), (6, "sinks")):
         operand = op.operands[index] if len(op.operands) > index else None
         if operand is not None and operand_type(operand).shape != (heads,):
@@ -129,7 +130,8 @@ def _cache_update(op: Op) -> TensorType:
     cache, new, position = (operand_type(o) for o in op.operands)
     same = cache.rank == new.rank == 4 and all(cache.shape[i] == new.shape[i] for i in (0, 1, 3))
     if not same or position.shape != ():
-        raise IRError(f"expected cache [b, g, c, d], new [b, g, t, d] and a scalar position, got {cache}, {new}, {position}")
+        expected = "cache [b, g, c, d], new [b, g, t, d] and a scalar position"
+        raise IRError(f"expected {expected}, got {cache}, {new}, {position}")
     return cache
 
 
@@ -146,7 +148,8 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec("attention", ("query", "key", "value", "bias?", "position?", "slopes?", "sinks?"), _attention,
            _attention_reference,
            "softmax(scale q k^T + mask) v per head; queries at position, position + 1, ...; keys at 0, 1, ...; "
-           "grouped heads share keys; slopes: ALiBi (Press 2022); sinks: an extra logit per head; softcap: c tanh(x / c)",
+           "grouped heads share keys; slopes: ALiBi (Press 2022); sinks: an extra logit per head; "
+           "softcap: c tanh(x / c)",
            {"scale": Required(float), **_MASK, "softcap": None}, flops=_attention_flops, mixes=_attention_mixes,
            step=_attention_step),
     OpSpec("attention_mask", (), _mask, _mask_reference,
