@@ -34,15 +34,7 @@ def load(
     from slmopt.frontends.export import WRAPPER, export_forward, sequence_limit
     from slmopt.frontends.parameters import canonical_names, held, weights_on_demand
 
-    if model.training:
-        raise InputError(
-            f"{name} is in training mode, which would make dropout part of the program: call .eval() first"
-        )
-    empty = next((key for key, value in model.named_parameters() if value.is_meta), None)
-    if empty is not None:
-        raise InputError(
-            f"{name}: parameter {empty} is on the meta device and holds no numbers: load its weights first"
-        )
+    _check_ready(model, name)
     source = _in_float32(model)
     device = next((str(parameter.device) for parameter in source.parameters()), "cpu")
     takes_cache = "use_cache" in inspect.signature(source.forward).parameters
@@ -63,11 +55,22 @@ def load(
         raise InputError(f"{name} returns {logits.type}, expected logits [b, s, vocabulary]")
     metadata = {
         "name": name, "vocab": vocabulary, "context": sequence_limit(program) if context is None else context,
-        "bos_token_id": bos_token_id,
-        "eos_token_ids": list(eos_token_ids), "tokenizer": None if tokenizer is None else str(tokenizer),
-        "batch": "b", "sequence": "s", "source": None,
+        "bos_token_id": bos_token_id, "eos_token_ids": list(eos_token_ids),
+        "tokenizer": None if tokenizer is None else str(tokenizer), "batch": "b", "sequence": "s", "source": None,
     }  # fmt: skip
     return Module(name, [graph], store, metadata)
+
+
+def _check_ready(model: torch.nn.Module, name: str) -> None:
+    if model.training:
+        raise InputError(
+            f"{name} is in training mode, which would make dropout part of the program: call .eval() first"
+        )
+    empty = next((key for key, value in model.named_parameters() if value.is_meta), None)
+    if empty is not None:
+        raise InputError(
+            f"{name}: parameter {empty} is on the meta device and holds no numbers: load its weights first"
+        )
 
 
 def _in_float32(model: torch.nn.Module) -> torch.nn.Module:
