@@ -57,7 +57,9 @@ def run(
     """
     source = module.graph(graph) if isinstance(graph, str) else graph
     bound = source.copy(dims=bind_symbols(source, [tuple(x.shape) for x in inputs]))
-    values: dict[Value, torch.Tensor] = dict(zip(bound.inputs, inputs, strict=True))
+    plain = len(inputs) - source.states  # a state keeps its type: writing into it rounds
+    given = [_widen(value) if wide and index < plain else value for index, value in enumerate(inputs)]
+    values: dict[Value, torch.Tensor] = dict(zip(bound.inputs, given, strict=True))
     last = {operand: op for op in bound.walk() for operand in op.operands if isinstance(operand, Value)}
     kept = set(bound.outputs)
     for op in bound.walk():
@@ -76,11 +78,10 @@ def _execute(
     for operand in op.operands:
         if isinstance(operand, Weight):
             given = parameters.get(operand.key)
-            operands.append(_load(module, operand.key) if given is None else given)
+            # of a table few rows are read: widening the rows is enough
+            operands.append(_load(module, operand.key, wide and op.name != "embedding") if given is None else given)
         else:
             operands.append(None if operand is None else values[operand])
-    if wide and op.name != "embedding":  # a table's rows are picked first: the whole of it would be twice as large
-        operands = [_widen(operand) for operand in operands]
     try:
         found = op.spec.reference(op, *operands)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -93,18 +94,19 @@ def _widen(value: Any) -> Any:
     return value.double() if value is not None and value.is_floating_point() else value
 
 
-def _load(module: Module, key: str) -> torch.Tensor:
-    """A weight as float32 (integers as they are); quantized ones slab by slab, so that one float copy is all."""
+def _load(module: Module, key: str, wide: bool) -> torch.Tensor:
+    """A weight as floats (integers as they are); quantized ones slab by slab, so that one float copy is all."""
     import torch
 
     value = module.weights.load(key)
     if not isinstance(value, QuantizedTensor):
         tensor: torch.Tensor = value
-        return tensor.float() if tensor.is_floating_point() else tensor
+        return tensor.to(torch.float64 if wide else torch.float32) if tensor.is_floating_point() else tensor
     if value.codes.dim() != 2:
-        return value.dequantize()
+        return value.dequantize().to(torch.float64 if wide else torch.float32)
     rows, columns = value.codes.shape
-    found, step = torch.empty(rows, columns), max(1, _SLAB // max(columns, 1))
+    found = torch.empty(rows, columns, dtype=torch.float64 if wide else torch.float32)
+    step = max(1, _SLAB // max(columns, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         minimum = None if value.minimum is None else value.minimum[part]
@@ -119,8 +121,8 @@ def forward(
     return run(module, "forward", [ids], parameters)[0]
 
 
-def initial_states(graph: Graph, batch: int, capacity: int, *, wide: bool = False) -> list[torch.Tensor]:
-    """Zeros for every state of a step graph; `wide`: as float64 instead of the type the state is declared with."""
+def initial_states(graph: Graph, batch: int, capacity: int, *, rounded: bool = True) -> list[torch.Tensor]:
+    """Zeros for every state of a step graph, in the type it is declared with, or float64 where `rounded` is False."""
     import torch
 
     from slmopt.ir.torch_types import torch_dtype
@@ -128,28 +130,31 @@ def initial_states(graph: Graph, batch: int, capacity: int, *, wide: bool = Fals
     sizes: dict[str, Dim] = {"b": batch, "c": capacity}
     states = graph.inputs[len(graph.inputs) - graph.states :]
     types = [state.type.substitute(sizes) for state in states]
-    elements = [torch.float64 if wide and t.element.is_float else torch_dtype(DType(str(t.element))) for t in types]
+    keep = [rounded or not t.element.is_float for t in types]
+    elements = [torch_dtype(DType(str(t.element))) if k else torch.float64 for t, k in zip(types, keep, strict=True)]
     shapes = [[int(d) for d in t.shape] for t in types]  # type: ignore[arg-type]
     return [torch.zeros(shape, dtype=element) for shape, element in zip(shapes, elements, strict=True)]
 
 
 def step_through(
-    module: Module, ids: torch.Tensor, splits: Sequence[int], capacity: int | None = None, *, wide: bool = False
-) -> torch.Tensor:
+    module: Module, ids: torch.Tensor, splits: Sequence[int], capacity: int | None = None, *, wide: bool = False,
+    rounded: bool = True,
+) -> torch.Tensor:  # fmt: skip
     """Logits of ids [b, s] computed by @step in parts of the given lengths, which must add up to s.
 
-    `wide` computes and keeps states in float64, whatever type they are declared with.
+    `wide` computes in float64. `rounded=False` keeps states in float64, whatever type they are declared with.
     """
     import torch
 
     graph = module.graph("step")
     if sum(splits) != ids.shape[1]:
         raise InputError(f"splits {list(splits)} do not add up to {ids.shape[1]} tokens")
-    states = initial_states(graph, ids.shape[0], capacity or ids.shape[1], wide=wide)
+    states = initial_states(graph, ids.shape[0], capacity or ids.shape[1], rounded=rounded)
     parts, position = [], 0
     for length in splits:
         part = ids[:, position : position + length]
-        logits, *states = run(module, graph, [part, torch.tensor(position), *states], wide=wide)
+        logits, *following = run(module, graph, [part, torch.tensor(position), *states], wide=wide)
+        states = [new.to(old.dtype) for old, new in zip(states, following, strict=True)]
         parts.append(logits)
         position += length
     return torch.cat(parts, 1)

@@ -37,16 +37,19 @@ class Probe:
             return run(module, "forward", list(self.inputs), wide=wide)[0]
 
     def step(self, module: Module, *, wide: bool = False) -> torch.Tensor:
-        """The same logits through @step: a first part, then one position at a time, then the rest."""
+        """The same logits through @step, its states not rounded: most of the positions at once, then the last one."""
+        return self._step(module, [self.inputs[0].shape[1] - 1, 1], wide, rounded=False)
+
+    def rounded_step(self, module: Module, *, wide: bool = False) -> torch.Tensor:
+        """The same logits through @step at once, its states rounded to the types they are declared with."""
+        return self._step(module, [self.inputs[0].shape[1]], wide, rounded=True)
+
+    def _step(self, module: Module, splits: list[int], wide: bool, rounded: bool) -> torch.Tensor:
         import torch
 
-        ids = self.inputs[0]
-        length = int(ids.shape[1])
-        first = (length + 1) // 2
-        singles = min(2, length - first)
-        splits = [part for part in (first, *[1] * singles, length - first - singles) if part]
         with torch.no_grad():
-            return step_through(module, ids, splits, wide=wide)
+            parts = [part for part in splits if part]
+            return step_through(module, self.inputs[0], parts, wide=wide, rounded=rounded)
 
 
 def make_probe(module: Module) -> Probe:
