@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class DType(StrEnum):
         return {"f64": 64, "f32": 32, "f16": 16, "bf16": 16, "i64": 64, "i32": 32}.get(self.value, 8)
 
     @property
-    def is_float(self) -> bool:
+    def is_float(self) -> builtins.bool:
         """Whether elements are floating-point numbers."""
         return self.value in ("f64", "f32", "f16", "bf16")
 

@@ -60,11 +60,13 @@ def _attention_reference(
 ) -> Any:  # fmt: skip
     import torch
 
+    scale: Any = op.attributes["scale"]
+    softcap: Any = op.attributes["softcap"]
     group = query.shape[1] // key.shape[1]
     key, value = (x.to(query.dtype).repeat_interleave(group, 1) for x in (key, value))
-    scores = query.matmul(key.transpose(-1, -2)) * op.attributes["scale"]
-    if op.attributes["softcap"] is not None:
-        scores = torch.tanh(scores / op.attributes["softcap"]) * op.attributes["softcap"]
+    scores = query.matmul(key.transpose(-1, -2)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     queries = torch.arange(query.shape[2]) + (0 if position is None else position)
     keys = torch.arange(key.shape[2])
     if slopes is not None:
@@ -93,7 +95,8 @@ def _attention_mixes(op: Op, symbol: str) -> bool:
 
 def _attention_step(builder: StepBuilder, op: Op, operands: tuple[Any, ...]) -> tuple[Any, ...]:
     """Keep keys and values of all positions so far in a cache; the queries of this step look at all of it."""
-    query, key, value, bias, position, slopes, sinks = (*operands, *(None,) * (7 - len(operands)))
+    absent: tuple[Any, ...] = (None,) * (7 - len(operands))
+    query, key, value, bias, position, slopes, sinks = operands + absent
     if position is not None:
         raise UnsupportedError(f"{op.describe()} has a position already, which a step gives it")
     # Keys that do not grow, such as a learned prefix, need no cache.
@@ -122,7 +125,9 @@ def _mask(op: Op) -> TensorType:
 def _mask_reference(op: Op) -> Any:
     import torch
 
-    allowed = _allowed(op, torch.arange(op.attributes["queries"]), torch.arange(op.attributes["keys"]))
+    queries: Any = op.attributes["queries"]
+    keys: Any = op.attributes["keys"]
+    allowed = _allowed(op, torch.arange(queries), torch.arange(keys))
     return torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))[None, None]
 
 

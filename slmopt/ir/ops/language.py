@@ -36,7 +36,7 @@ def quantize_rows(x: Any) -> Any:
     import torch
 
     columns = x.shape[-1]
-    padded = torch.nn.functional.pad(x, (0, -columns % 32)).unflatten(-1, (-1, 32))
+    padded = torch.nn.functional.pad(x, (0, -columns % 32)).unflatten(-1, (-1, 32))  # type: ignore[no-untyped-call]
     scale = padded.detach().abs().amax(-1, keepdim=True) / 127
     codes = torch.where(scale > 0, padded.detach() / scale, torch.zeros_like(padded)).round().clamp(-127, 127)
     snapped = (codes * scale).flatten(-2)[..., :columns]

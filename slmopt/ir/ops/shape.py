@@ -138,7 +138,8 @@ def _reference_full(op: Op) -> Any:
     from slmopt.ir.torch_types import torch_dtype
 
     shape = _numbers(op, "shape") if "shape" in op.attributes else []
-    return torch.full(shape, op.attributes["value"], dtype=torch_dtype(_element(op)))
+    value: Any = op.attributes["value"]
+    return torch.full(shape, value, dtype=torch_dtype(_element(op)))
 
 
 def _reference_arange(op: Op) -> Any:
@@ -146,7 +147,9 @@ def _reference_arange(op: Op) -> Any:
 
     from slmopt.ir.torch_types import torch_dtype
 
-    return torch.arange(op.attributes["start"], op.attributes["stop"], dtype=torch_dtype(_element(op)))
+    start: Any = op.attributes["start"]
+    stop: Any = op.attributes["stop"]
+    return torch.arange(start, stop, dtype=torch_dtype(_element(op)))
 
 
 def _reference_dimension(op: Op) -> Any:
