@@ -14,6 +14,7 @@ from slmopt.backends.tvm.code import Code, Memory
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
 from slmopt.backends.tvm.packing import GROUP, check_element, code_bits, group_bytes, stored_zero
+from slmopt.backends.tvm.vector_math import from_half
 from slmopt.ir.types import DType, Element, QuantizedType
 
 __all__ = ["embedding"]
@@ -23,7 +24,8 @@ def embedding(isa: Isa, element: Element, rows: int, columns: int) -> Kernel:
     """The kernel for a table [rows, columns] of a type."""
     check_element(element)
     name = f"embedding_{element}_{rows}x{columns}"
-    parameters = ("float *out", "const uint8_t *w", "const int32_t *ids", "int32_t lo", "int32_t hi", "int32_t out_stride")
+    numbers = ("int32_t lo", "int32_t hi", "int32_t out_stride")
+    parameters = ("float *out", "const uint8_t *w", "const int32_t *ids", *numbers)
     return Kernel(name, parameters, lambda: _build(name, isa, element, columns))
 
 
@@ -56,15 +58,17 @@ def _copy_floats(
         if element == DType.f32:
             value = w.load_as("float32", at, 4)
         elif element == DType.f16:
-            value = tirx.Cast("float32", w.load_as("float16", at, 2))
+            value = from_half(isa, 1, w.load_as("uint16", at, 2))
         else:
-            value = tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("uint32", w.load_as("uint16", at, 2)), tirx.const(16, "uint32")))
+            wide = tirx.Cast("uint32", w.load_as("uint16", at, 2))
+            value = tirx.reinterpret("float32", tirx.shift_left(wide, tirx.const(16, "uint32")))
         out.store(place + column, value)
 
 
 def _copy_codes(
-    code: Code, isa: Isa, element: QuantizedType, columns: int, w: Memory, block: Any, lane: Any, out: Memory, place: Any
-) -> None:
+    code: Code, isa: Isa, element: QuantizedType, columns: int, w: Memory, block: Any, lane: Any, out: Memory,
+    place: Any,
+) -> None:  # fmt: skip
     from tvm import tirx
 
     lanes, bits, size = isa.lanes, code_bits(element), group_bytes(isa, element)
@@ -73,7 +77,7 @@ def _copy_codes(
     signed = bits == 8 and isa.dot != "vpdpbusd"
     with code.loop(columns) as column:
         group = code.let(base + tirx.Cast("int64", tirx.floordiv(column, GROUP)) * size)
-        scale = tirx.Cast("float32", w.load_as("float16", group + wide_lane * 2, 2))
+        scale = from_half(isa, 1, w.load_as("uint16", group + wide_lane * 2, 2))
         head = lanes * (2 if element.symmetric else 4)
         inside = tirx.floormod(column, GROUP)
         within = tirx.floormod(inside, 16) if bits == 4 else inside
@@ -86,5 +90,5 @@ def _copy_codes(
             stored = tirx.Cast("int32", tirx.reinterpret("int8", byte) if signed else byte)
         value = scale * tirx.Cast("float32", stored - stored_zero(isa, element))
         if not element.symmetric:
-            value = value + tirx.Cast("float32", w.load_as("float16", group + 2 * lanes + wide_lane * 2, 2))
+            value = value + from_half(isa, 1, w.load_as("uint16", group + 2 * lanes + wide_lane * 2, 2))
         out.store(place + column, value)

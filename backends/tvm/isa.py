@@ -14,6 +14,7 @@ from slmopt.errors import InputError
 __all__ = ["Isa", "available_isas", "detect_isa", "load_isa"]
 
 _DIRECTORY = Path(__file__).parent.parent / "cpu" / "isa"
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Isa:
     cpu_features: tuple[str, ...]  # names of gcc's __builtin_cpu_supports, checked when an artifact is opened
     flags: tuple[str, ...]  # the same as /proc/cpuinfo spells them
     lanes: int  # float32 numbers in a vector register
-    dot: str  # how 8-bit products are summed: "vpdpbusd", "maddubs" or "multiply"
-    dot_intrinsic: str  # LLVM intrinsic of the dot product, "" where there is none
+    dot: str  # how 8-bit products are summed: "vpdpbusd", "maddubs" or "maddwd"
+    dot_intrinsic: str  # LLVM intrinsic of the dot product
+    half: bool  # whether it converts float16 in hardware
     fused: bool  # whether it multiplies and adds in one instruction
     registers: int  # vector registers
     token_tile: int  # tokens that share one unpacked block of weights
@@ -51,17 +53,20 @@ def load_isa(name: str) -> Isa:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown instruction set {name!r}{hint}; known are {', '.join(known)}")
     data: dict[str, Any] = tomllib.loads(path.read_text())
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     missing = {field.name for field in fields(Isa)} - {"name"} - set(values)
     if missing:
         raise InputError(f"{path.name} lacks {', '.join(sorted(missing))}")
+    unknown = set(values) - {field.name for field in fields(Isa)}
+    if unknown:
+        raise InputError(f"{path.name} has unknown fields {', '.join(sorted(unknown))}")
     return Isa(name=name, **values)
 
 
 def detect_isa() -> str:
     """The best instruction set this processor has."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = _CPU_INFO.read_text()
     except OSError:
         text = ""
     line = next((line for line in text.splitlines() if line.startswith("flags")), "")

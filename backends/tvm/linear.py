@@ -1,7 +1,7 @@
 """Matrix products: activations times packed weights, a block of outputs at a time.
 
-    void k(float *out, const X *x, const uint8_t *w[, const float *bias][, const float *residual],
-           int32_t t0, int32_t t1, int32_t lo, int32_t hi, int32_t out_stride, int32_t x_stride[, int32_t residual_stride])
+    void k(float *out, const X *x, const uint8_t *w[, const float *bias][, const float *residual], int32_t t0,
+           int32_t t1, int32_t lo, int32_t hi, int32_t out_stride, int32_t x_stride[, int32_t residual_stride])
 
 computes out = activation(x W^T + bias) + residual for tokens t0..t1 and blocks lo..hi of outputs. One token: several
 blocks are in flight, so that memory is read in several streams. More: a tile of tokens shares each weight that was
@@ -18,7 +18,8 @@ from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
 from slmopt.backends.tvm.linear_body import FloatBody, QuantizedBody
 from slmopt.backends.tvm.packing import check_element
-from slmopt.backends.tvm.vector_math import activate
+from slmopt.backends.tvm.vector_math import activate, broadcast
+from slmopt.errors import InputError
 from slmopt.ir.types import DType, Element
 
 __all__ = ["linear"]
@@ -28,7 +29,7 @@ def linear(
     isa: Isa, element: Element, rows: int, columns: int, *, bias: bool = False, residual: bool = False,
     activation: str | None = None,
 ) -> Kernel:  # fmt: skip
-    """The kernel for weights [rows, columns] of a type; x is float32 rows, or q8 rows where the weights are quantized."""
+    """The kernel for weights [rows, columns] of a type; x is float32 rows, or q8 rows for quantized weights."""
     check_element(element)
     options = [("bias", bias), ("residual", residual), (activation or "", activation is not None)]
     name = "_".join(["linear", str(element), f"{rows}x{columns}", *(label for label, on in options if on)])
@@ -69,72 +70,98 @@ class _Builder:
         )  # fmt: skip
         tokens = t1 - t0
         with code.when(tirx.EQ(tokens, 1)):
-            self._blocks(lo, hi, self.body.streams, lambda block, count: self._tile(t0, 1, block, count))
+            self._blocks(lo, hi, self.body.streams, lambda blocks: self._tile(t0, 1, blocks))
         with code.when(tokens > 1):
-            self._blocks(lo, hi, 1, lambda block, count: self._tokens(t0, tokens, block))
+            self._blocks(lo, hi, self.body.tile_blocks, lambda blocks: self._tokens(t0, tokens, blocks))
         return code.finish()
 
-    def _blocks(self, lo: Any, hi: Any, streams: int, body: Callable[[Any, int], None]) -> None:
-        """`body(first block, blocks)` over lo..hi in groups of `streams`, the rest one at a time."""
+    def _blocks(self, lo: Any, hi: Any, streams: int, body: Callable[[list[Any]], None]) -> None:
+        """`body(blocks)` over lo..hi, `streams` of them at a time: stream j walks its own part of lo..hi."""
         from tvm import tirx
 
         code, count = self.code, hi - lo
+        part = code.let(tirx.floordiv(count, streams))
+        with code.loop(part) as i:
+            body([code.let(lo + i + part * j) for j in range(streams)])
         if streams > 1:
-            # The streams are far apart: stream j walks its own part of lo..hi.
-            part = code.let(tirx.floordiv(count, streams))
-            with code.loop(part) as i:
-                body([lo + i + part * j for j in range(streams)], streams)  # type: ignore[arg-type]
             with code.loop(count - part * streams) as i:
-                body([lo + part * streams + i], 1)  # type: ignore[arg-type]
-        else:
-            with code.loop(count) as i:
-                body([lo + i], 1)  # type: ignore[arg-type]
+                body([code.let(lo + part * streams + i)])
 
-    def _tokens(self, t0: Any, tokens: Any, block: Any) -> None:
-        """All tokens of one block, in tiles and single ones for the rest."""
+    def _tokens(self, t0: Any, tokens: Any, blocks: list[Any]) -> None:
+        """All tokens of a few blocks, in tiles; the rest in tiles of half, a quarter, ... the size."""
         from tvm import tirx
 
         tile = self.isa.token_tile
+        if tile & (tile - 1):
+            raise InputError(f"{self.isa.name}: token_tile is {tile}; expected a power of 2")
         full = self.code.let(tirx.floordiv(tokens, tile))
         with self.code.loop(full) as i:
-            self._tile(t0 + i * tile, tile, block, 1)
-        with self.code.loop(tokens - full * tile) as i:
-            self._tile(t0 + full * tile + i, 1, block, 1)
+            self._tile(t0 + i * tile, tile, blocks)
+        rest = self.code.let(tokens - full * tile)
+        part = tile // 2
+        while part:
+            with self.code.when(tirx.NE(tirx.bitwise_and(rest, part), 0)):
+                # Of the rest, the parts larger than this one come first.
+                self._tile(t0 + full * tile + tirx.bitwise_and(rest, tile - 2 * part), part, blocks)
+            part //= 2
 
-    def _tile(self, token: Any, tokens: int, blocks: Any, count: int) -> None:
-        """`tokens` tokens from `token` on, times `count` blocks."""
-        code, lanes = self.code, self.isa.lanes
-        rows = [code.let((token + i) * self.x_stride) for i in range(tokens)]
-        sums = self.body.products(self.x, rows, self.w, blocks)
-        for j, block in enumerate(blocks):
-            for i in range(tokens):
-                self._finish(token + i, block, sums[j][i], lanes)
-
-    def _finish(self, token: Any, block: Any, register: Register, lanes: int) -> None:
-        """Bias, activation, residual, store; the last block may be cut."""
-        from tvm import tirx
-
+    def _tile(self, token: Any, tokens: int, blocks: list[Any]) -> None:
+        """`tokens` tokens from `token` on, times a few blocks."""
         code = self.code
-        first = code.let(block * lanes)
-        value = register.value
-        if self.bias is not None and self.rows % lanes == 0:
-            value = value + self.bias.load(first, lanes)
-        if self.rows % lanes == 0:
-            self._store(token, first, value, lanes)
-            return
-        whole = self.rows // lanes
-        with code.when(block < whole):
-            full = value if self.bias is None else value + self.bias.load(first, lanes)
-            self._store(token, first, full, lanes)
-        with code.when(tirx.EQ(block, whole)):
-            kept: Memory = code.local(lanes)
-            kept.store(0, register.value, lanes)
-            for lane in range(self.rows % lanes):
-                one = kept.load(lane) if self.bias is None else kept.load(lane) + self.bias.load(first + lane)
-                self._store(token, first + lane, one, 1)
+        first = code.let(token)
+        rows = [code.let((first + i) * self.x_stride) for i in range(tokens)]
+        sums = self.body.products(self.x, rows, self.w, blocks)
+        for block, registers in zip(blocks, sums, strict=True):
+            self._finish(first, block, registers)
 
-    def _store(self, token: Any, column: Any, value: Any, lanes: int) -> None:
-        value = activate(self.isa, lanes, self.activation, value)
+    def _finish(self, token: Any, block: Any, registers: list[Register]) -> None:
+        """Bias, activation, residual, store; of the last block only what there is."""
+        code, lanes = self.code, self.isa.lanes
+        column = code.let(block * lanes)
+        cut = self.rows % lanes
+        if cut == 0:
+            self._store(token, column, registers, lanes)
+            return
+        with code.when(column + lanes <= self.rows):
+            self._store(token, column, registers, lanes)
+        with code.when(column + lanes > self.rows):
+            self._store(token, column, registers, cut)
+
+    def _store(self, token: Any, column: Any, registers: list[Register], width: int) -> None:
+        """`width` outputs of each token. An activation is long code: it stands once, in a loop over the tokens."""
+        code, lanes = self.code, self.isa.lanes
+        bias = None if self.bias is None else self._read(self.bias, column, width)
+        if self.activation is None or len(registers) == 1:
+            for i, register in enumerate(registers):
+                self._store_row(code.let(token + i), column, register.value, bias, width)
+            return
+        sums = code.local(lanes * len(registers))
+        for i, register in enumerate(registers):
+            sums.store(i * lanes, register.value, lanes)
+        with code.loop(len(registers)) as i:
+            self._store_row(code.let(token + i), column, sums.load(i * lanes, lanes), bias, width)
+
+    def _store_row(self, row: Any, column: Any, value: Any, bias: Any, width: int) -> None:
+        code, lanes = self.code, self.isa.lanes
+        value = activate(self.isa, lanes, self.activation, value if bias is None else value + bias, code.let)
         if self.residual is not None:
-            value = value + self.residual.load(token * self.residual_stride + column, lanes)
-        self.out.store(token * self.out_stride + column, value, lanes)
+            value = value + self._read(self.residual, row * self.residual_stride + column, width)
+        place = code.let(row * self.out_stride + column)
+        if width == lanes:
+            self.out.store(place, value, lanes)
+            return
+        kept = code.local(lanes)
+        kept.store(0, value, lanes)
+        with code.loop(width) as lane:
+            self.out.store(place + lane, kept.load(lane))
+
+    def _read(self, source: Memory, place: Any, width: int) -> Any:
+        """A vector from `place` on; where less than a vector is wanted, nothing past that is read."""
+        code, lanes = self.code, self.isa.lanes
+        if width == lanes:
+            return code.let(source.load(place, lanes))
+        kept = code.local(lanes)
+        kept.store(0, broadcast(0.0, lanes), lanes)
+        with code.loop(width) as lane:
+            kept.store(lane, source.load(place + lane))
+        return code.let(kept.load(0, lanes))

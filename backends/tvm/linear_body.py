@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from slmopt.backends.tvm.code import Code, Memory, Register
+from slmopt.backends.tvm.dot_products import dot_product
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.packing import GROUP, code_bits, group_bytes, stored_zero
-from slmopt.backends.tvm.vector_math import broadcast, multiply_add
+from slmopt.backends.tvm.vector_math import broadcast, from_half, multiply_add
 from slmopt.ir.types import DType, QuantizedType
 
 __all__ = ["FloatBody", "QuantizedBody"]
@@ -19,6 +20,7 @@ class FloatBody:
     def __init__(self, code: Code, isa: Isa, element: DType, columns: int) -> None:
         self.code, self.isa, self.element, self.columns = code, isa, element, columns
         self.streams = 4
+        self.tile_blocks = 2  # inputs that were broadcast serve two blocks
 
     def products(self, x: Memory, rows: list[Any], w: Memory, blocks: list[Any]) -> list[list[Register]]:
         """Registers [block][token] of sums over all inputs."""
@@ -43,7 +45,7 @@ class FloatBody:
         if self.element == DType.f32:
             return w.load_as("float32", place, 4, lanes)
         if self.element == DType.f16:
-            return tirx.Cast(f"float32x{lanes}", w.load_as("float16", place, 2, lanes))
+            return from_half(self.isa, lanes, w.load_as("uint16", place, 2, lanes))
         wide = tirx.Cast(f"uint32x{lanes}", w.load_as("uint16", place, 2, lanes))
         return tirx.reinterpret(f"float32x{lanes}", tirx.shift_left(wide, broadcast(16, lanes, "uint32")))
 
@@ -55,6 +57,8 @@ class QuantizedBody:
     codes, z their zero, a the activation codes:
 
         sum += (scale_w scale_x) * (dot(c, a) - z * sum_a)  [+ minimum_w * scale_x * sum_a]
+
+    `dot` - z * sum_a is exact in int32; the order of the float sums is that of the groups, whatever the tile.
     """
 
     def __init__(self, code: Code, isa: Isa, element: QuantizedType, columns: int) -> None:
@@ -62,6 +66,8 @@ class QuantizedBody:
         self.groups = -(-columns // GROUP)
         self.bits = code_bits(element)
         self.streams = 4 if self.bits == 4 else 2
+        self.tile_blocks = 1
+        self.dot = dot_product(code, isa, self.bits)
 
     def products(self, x: Memory, rows: list[Any], w: Memory, blocks: list[Any]) -> list[list[Register]]:
         """Registers [block][token] of sums over all inputs."""
@@ -77,6 +83,7 @@ class QuantizedBody:
         return sums
 
     def _group(self, x: Memory, rows: list[Any], w: Memory, place: Any, group: Any, sums: list[Register]) -> None:
+        """Add a group of 32 inputs of a block, whose weights lie at `place`; they are unpacked once for all rows."""
         from tvm import tirx
 
         code, lanes, groups = self.code, self.isa.lanes, self.groups
@@ -84,28 +91,29 @@ class QuantizedBody:
         if self.isa.prefetch:
             for line in range(0, group_bytes(self.isa, self.element), 64):
                 code.emit(tirx.Evaluate(_prefetch(w.address(place + (self.isa.prefetch + line)))))
-        scale = code.let(tirx.Cast(real, w.load_as("float16", place, 2, lanes)))
-        head = 2 * lanes
-        minimum = None
-        if not self.element.symmetric:
-            minimum = code.let(tirx.Cast(real, w.load_as("float16", place + head, 2, lanes)))
-            head *= 2
-        weights = self._codes(w, place + head)
+        scale, minimum, head = self._scales(w, place)
         zero = stored_zero(self.isa, self.element)
-        for row, register in zip(rows, sums, strict=True):
+        totals = [code.let(x.load_as("int32", row + (GROUP + 4) * groups + group * 4, 4)) for row in rows]
+        products = [self.dot.begin(broadcast(total * -zero if zero else 0, lanes, "int32")) for total in totals]
+        for j, values in enumerate(self._codes(w, place + head)):
+            prepared = self.dot.prepare(values)
+            for row, product in zip(rows, products, strict=True):
+                self.dot.add(product, prepared, x.load_as("int32", row + group * GROUP + 4 * j, 4))
+        for row, total, product, register in zip(rows, totals, products, sums, strict=True):
             scale_x = code.let(broadcast(x.load_as("float32", row + GROUP * groups + group * 4, 4), lanes))
-            needs_sum = zero or minimum is not None
-            total = code.let(x.load_as("int32", row + (GROUP + 4) * groups + group * 4, 4)) if needs_sum else None
-            start = broadcast(0, lanes, "int32") if not zero else broadcast(total * (-zero), lanes)
-            products = code.register(lanes, "int32", start)
-            for j, values in enumerate(weights):
-                inputs = x.load_as("int32", row + group * GROUP + 4 * j, 4)
-                self._dot(products, values, inputs)
-            scaled = tirx.Cast(real, products.value)
+            scaled = tirx.Cast(real, self.dot.total(product))
             register.set(multiply_add(self.isa, lanes, scaled, scale * scale_x, register.value))
             if minimum is not None:
                 shared = scale_x * broadcast(tirx.Cast("float32", total), lanes)
                 register.set(multiply_add(self.isa, lanes, minimum, shared, register.value))
+
+    def _scales(self, w: Memory, place: Any) -> tuple[Any, Any, int]:
+        """(scales, minima or None, bytes they take) of B outputs."""
+        code, lanes = self.code, self.isa.lanes
+        scale = code.let(from_half(self.isa, lanes, w.load_as("uint16", place, 2, lanes)))
+        if self.element.symmetric:
+            return scale, None, 2 * lanes
+        return scale, code.let(from_half(self.isa, lanes, w.load_as("uint16", place + 2 * lanes, 2, lanes))), 4 * lanes
 
     def _codes(self, w: Memory, place: Any) -> list[Any]:
         """Eight vectors of B x 4 stored codes: vector j has inputs 4j .. 4j+3 of each output."""
@@ -118,51 +126,6 @@ class QuantizedBody:
         mask, four = broadcast(15, width, "uint8"), broadcast(4, width, "uint8")
         low = [code.let(tirx.bitwise_and(pair, mask)) for pair in pairs]
         return low + [code.let(tirx.shift_right(pair, four)) for pair in pairs]
-
-    def _dot(self, products: Register, weights: Any, inputs: Any) -> None:
-        """products[o] += sum over i of weights[o][i] * inputs[i], i = 0..3; inputs packed in an int32."""
-        from tvm import tirx
-
-        lanes, dot = self.isa.lanes, self.isa.dot
-        integer = f"int32x{lanes}"
-        spread = tirx.Broadcast(inputs, lanes)
-        if dot == "vpdpbusd":
-            signed = tirx.reinterpret(f"int8x{4 * lanes}", spread)
-            products.set(tirx.call_llvm_pure_intrin(integer, self.isa.dot_intrinsic, products.value, weights, signed))
-        elif dot == "maddubs":
-            products.set(products.value + self._maddubs(weights, tirx.reinterpret(f"int8x{4 * lanes}", spread)))
-        else:
-            products.set(products.value + self._multiply(weights, inputs))
-
-    def _maddubs(self, weights: Any, inputs: Any) -> Any:
-        """AVX2: u8 x s8 to pairs of 16 bits, then to 32. Signed 8-bit weights give their sign to the inputs, since
-        255 * 127 * 2 would saturate 16 bits and 127 * 127 * 2 does not."""
-        from tvm import tirx
-
-        lanes = self.isa.lanes
-        if self.bits == 8:
-            signed = tirx.reinterpret(f"int8x{4 * lanes}", weights)
-            inputs = tirx.call_llvm_pure_intrin(f"int8x{4 * lanes}", "llvm.x86.avx2.psign.b", inputs, signed)
-            size = tirx.max(signed, broadcast(0, 4 * lanes, "int8") - signed)
-            weights = tirx.reinterpret(f"uint8x{4 * lanes}", size)
-        pairs = tirx.call_llvm_pure_intrin(f"int16x{2 * lanes}", self.isa.dot_intrinsic, weights, inputs)
-        ones = broadcast(1, 2 * lanes, "int16")
-        return tirx.call_llvm_pure_intrin(f"int32x{lanes}", "llvm.x86.avx2.pmadd.wd", pairs, ones)
-
-    def _multiply(self, weights: Any, inputs: Any) -> Any:
-        """Without a dot product: byte i of each lane by shifts, four multiplications."""
-        from tvm import tirx
-
-        lanes, integer = self.isa.lanes, f"int32x{self.isa.lanes}"
-        words = self.code.let(tirx.reinterpret(integer, weights))
-        total: Any = None
-        for i in range(4):
-            left = broadcast(24 - 8 * i, lanes, "int32")
-            value = tirx.shift_right(tirx.shift_left(words, left), broadcast(24, lanes, "int32"))  # sign-extended byte i
-            number = tirx.shift_right(tirx.shift_left(inputs, 24 - 8 * i), 24)
-            term = value * tirx.Broadcast(number, lanes)
-            total = term if total is None else total + term
-        return total
 
 
 def _prefetch(address: Any) -> Any:

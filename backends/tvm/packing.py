@@ -63,7 +63,9 @@ def check_element(element: Element) -> None:
         if element not in (DType.f32, DType.f16, DType.bf16):
             raise UnsupportedError(f"no kernel for weights of type {element}; expected f32, f16, bf16 or quantized")
     elif element.group is not None and element.group % GROUP:
-        raise UnsupportedError(f"no kernel for weights of type {element}: groups must be a multiple of {GROUP}, or whole rows")
+        raise UnsupportedError(
+            f"no kernel for weights of type {element}: groups must be a multiple of {GROUP}, or whole rows"
+        )
 
 
 def pack_chunks(isa: Isa, element: Element, weight: Any) -> Iterator[memoryview]:
@@ -100,9 +102,9 @@ def _pack_quantized(isa: Isa, element: QuantizedType, weight: QuantizedTensor, s
     lanes, columns = isa.lanes, weight.codes.shape[1]
     blocks, groups = -(-(stop - start) // lanes), -(-columns // GROUP)
     zero = np.uint8(stored_zero(isa, element) % 256)  # two's complement: adding modulo 256 serves signed codes too
-    codes = np.full((blocks * lanes, groups * GROUP), zero, np.uint8)
-    codes[: stop - start, :columns] = weight.codes[start:stop].numpy().view(np.uint8) + zero
-    codes = codes.reshape(blocks, lanes, groups, GROUP)
+    padded = np.full((blocks * lanes, groups * GROUP), zero, np.uint8)
+    padded[: stop - start, :columns] = weight.codes[start:stop].numpy().view(np.uint8) + zero
+    codes: Any = padded.reshape(blocks, lanes, groups, GROUP)
     if code_bits(element) == 4:
         codes = codes[..., :16] | (codes[..., 16:] << 4)
     quads = codes.reshape(blocks, lanes, groups, -1, 4).transpose(0, 2, 3, 1, 4).reshape(blocks, groups, -1)

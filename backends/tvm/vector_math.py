@@ -14,7 +14,7 @@ from typing import Any
 
 from slmopt.backends.tvm.isa import Isa
 
-__all__ = ["activate", "add_all", "broadcast", "exp", "max_all", "multiply_add", "tanh"]
+__all__ = ["activate", "add_all", "broadcast", "exp", "from_half", "max_all", "multiply_add", "tanh"]
 
 
 Let = Callable[[Any], Any]
@@ -39,6 +39,23 @@ def multiply_add(isa: Isa, lanes: int, a: Any, b: Any, c: Any) -> Any:
     if not isa.fused or lanes == 1:
         return a * b + c
     return tirx.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.fma", a, b, c)
+
+
+def from_half(isa: Isa, lanes: int, bits: Any) -> Any:
+    """float32 of float16 bits (uint16 lanes), exact for every finite number."""
+    from tvm import tirx
+
+    def kind(element: str) -> str:
+        return element if lanes == 1 else f"{element}x{lanes}"
+
+    if isa.half:
+        return tirx.Cast(kind("float32"), tirx.reinterpret(kind("float16"), bits))
+    # Exponent and fraction moved into place are the number times 2^-112, subnormal numbers too.
+    wide = tirx.Cast(kind("uint32"), bits)
+    size = tirx.shift_left(tirx.bitwise_and(wide, broadcast(0x7FFF, lanes, "uint32")), broadcast(13, lanes, "uint32"))
+    scaled = tirx.reinterpret(kind("float32"), size) * broadcast(2.0**112, lanes)
+    sign = tirx.shift_left(tirx.bitwise_and(wide, broadcast(0x8000, lanes, "uint32")), broadcast(16, lanes, "uint32"))
+    return tirx.reinterpret(kind("float32"), tirx.bitwise_or(tirx.reinterpret(kind("uint32"), scaled), sign))
 
 
 def exp(isa: Isa, lanes: int, x: Any, let: Let = _inline) -> Any:

@@ -1,83 +1,92 @@
-"""Linear and embedding kernels equal numpy on every instruction set of the host, for odd shapes and every type."""
+"""Linear kernels equal numpy on every instruction set of the host, for odd shapes, every type and every tile."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from slmopt.backends.tvm.embedding import embedding
 from slmopt.backends.tvm.isa import Isa
+from slmopt.backends.tvm.kernel import Kernel
 from slmopt.backends.tvm.linear import linear
-from slmopt.backends.tvm.packing import block_rows, pack_chunks, packed_bytes
+from slmopt.backends.tvm.packing import block_rows
 from slmopt.errors import UnsupportedError
 from slmopt.ir.types import DType, QuantizedType, parse_element
-from slmopt.ir.weights import QuantizedTensor
 from tests.backends.native import Kernels, aligned, host_isas
+from tests.backends.packed_weights import PackedWeight, make_weight
 from tests.backends.quantized_rows import pack_rows, unpack_rows
 
-SHAPES = [(16, 32), (64, 64), (33, 45), (7, 172), (129, 96)]
+TYPES = ["f32", "f16", "bf16", "q4g32", "q4g32a", "q8g32", "q8g32a", "q4c", "q8c", "q4g64", "q3g32"]
 ISAS = pytest.mark.parametrize("isa", host_isas(), ids=lambda isa: isa.name)
-random = np.random.default_rng(3)
 
 
-def quantized(element: QuantizedType, rows: int, columns: int) -> QuantizedTensor:
-    """Random codes over their whole range."""
-    low, high = (-(1 << element.bits - 1), (1 << element.bits - 1) - 1) if element.symmetric else (0, (1 << element.bits) - 1)
-    low = max(low, -127) if element.symmetric else low
-    codes = torch.from_numpy(random.integers(low, high + 1, (rows, columns)).astype(np.int8 if element.symmetric else np.uint8))
-    scales = torch.from_numpy(random.uniform(0.01, 0.1, (rows, element.groups(columns))).astype(np.float16))
-    minimum = None if element.symmetric else torch.from_numpy(random.normal(size=scales.shape).astype(np.float16))
-    return QuantizedTensor(element, codes, scales, minimum)
+@dataclass
+class Problem:
+    """A kernel with random data for it; x holds what the kernel reads, `inputs` the numbers that stands for."""
+
+    library: Kernels
+    kernel: Kernel
+    isa: Isa
+    weight: PackedWeight
+    x: np.ndarray
+    inputs: np.ndarray
+    extra: list[np.ndarray]  # bias, residual: those the kernel takes
+    strides: list[int]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of outputs."""
+        return -(-len(self.weight.values) // block_rows(self.isa, self.weight.element))
+
+    def run(self, edges: Sequence[int] = (), token_edges: Sequence[int] = (), tokens: int | None = None) -> np.ndarray:
+        """The result, computed in parts that meet at the edges; nothing past the last output is written."""
+        rows, tokens = len(self.weight.values), len(self.inputs) if tokens is None else tokens
+        out = aligned(np.full((tokens, rows + 5), np.nan, np.float32))
+        for t0, t1 in _ranges(tokens, token_edges):
+            for lo, hi in _ranges(self.blocks, edges):
+                numbers = [t0, t1, lo, hi, rows + 5, *self.strides]
+                self.library.call(self.kernel, out, self.x, self.weight.packed, *self.extra, *numbers)
+        assert np.isnan(out[:, rows:]).all(), "stores past the last output"
+        return out[:, :rows]
+
+    def products(self) -> np.ndarray:
+        """x W^T in float64."""
+        return self.inputs.astype(np.float64) @ self.weight.values.astype(np.float64).T
 
 
-def make(element: Any, rows: int, columns: int) -> tuple[Any, np.ndarray]:
-    """(weight as the store gives it, its float32 values)."""
-    if isinstance(element, QuantizedType):
-        weight = quantized(element, rows, columns)
-        return weight, weight.dequantize().numpy()
-    from slmopt.ir.torch_types import torch_dtype
-
-    values = torch.from_numpy(random.normal(size=(rows, columns)).astype(np.float32)).to(torch_dtype(element))
-    return values, values.float().numpy()
+def _ranges(count: int, edges: Sequence[int]) -> list[tuple[int, int]]:
+    found = sorted({0, count, *(min(edge, count) for edge in edges)})
+    return list(pairwise(found))
 
 
-def pack(isa: Isa, element: Any, weight: Any, rows: int, columns: int) -> np.ndarray:
-    data = np.frombuffer(b"".join(pack_chunks(isa, element, weight)), np.uint8)
-    assert len(data) == packed_bytes(isa, element, rows, columns)
-    return aligned(data)
-
-
-def run_linear(
-    isa: Isa, element: Any, rows: int, columns: int, tokens: int, splits: list[int], *, bias: bool = False,
-    residual: bool = False, activation: str | None = None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """(what the kernel computes in parts, what numpy does)."""
-    weight, values = make(element, rows, columns)
-    x = random.normal(size=(tokens, columns)).astype(np.float32)
-    packed = pack(isa, element, weight, rows, columns)
-    if isinstance(element, QuantizedType):
-        source = aligned(pack_rows(x))
-        x, stride = unpack_rows(source, columns), source.shape[1]
-    else:
-        source, stride = aligned(np.pad(x, ((0, 0), (0, 3)))), columns + 3
-    added, shift = random.normal(size=(tokens, rows + 2)).astype(np.float32), random.normal(size=rows + 64).astype(np.float32)
-    kernel = linear(isa, element, rows, columns, bias=bias, residual=residual, activation=activation)
-    out = aligned(np.full((tokens, rows + 5), np.nan, np.float32))
-    library = Kernels([kernel], isa)
-    pointers = [source, packed, *([aligned(shift)] if bias else []), *([aligned(added)] if residual else [])]
-    blocks = -(-rows // block_rows(isa, element))
-    edges = sorted({0, *(min(s, blocks) for s in splits), blocks})
-    for lo, hi in zip(edges[:-1], edges[1:], strict=True):
-        strides = [rows + 5, stride, *([rows + 2] if residual else [])]
-        library.call(kernel, out, *pointers, 0, tokens, lo, hi, *strides)
-    assert np.isnan(out[:, rows:]).all(), "stores past the last output"
-    expected = x.astype(np.float64) @ values.astype(np.float64).T + (shift[:rows] if bias else 0)
-    if activation == "silu":
-        expected = expected / (1 + np.exp(-expected))
-    return out[:, :rows], expected + (added[:, :rows] if residual else 0)
+def make(
+    isa: Isa, name: str, shapes: Sequence[tuple[int, int]], tokens: int, *, bias: bool = False, residual: bool = False,
+    activation: str | None = None, seed: int = 3,
+) -> list[Problem]:  # fmt: skip
+    """A problem per shape [rows, columns], compiled together."""
+    random, element = np.random.default_rng(seed), parse_element(name)
+    kernels = [linear(isa, element, *shape, bias=bias, residual=residual, activation=activation) for shape in shapes]
+    library, problems = Kernels(kernels, isa), []
+    for kernel, (rows, columns) in zip(kernels, shapes, strict=True):
+        inputs = random.normal(size=(tokens, columns)).astype(np.float32)
+        inputs[0] = 3.0  # all codes 127
+        if isinstance(element, QuantizedType):
+            x = aligned(pack_rows(inputs))
+            inputs, stride = unpack_rows(x, columns), x.shape[1]
+        else:
+            x, stride = aligned(np.pad(inputs, ((0, 0), (0, 3)))), columns + 3
+        extra = [aligned(random.normal(size=rows).astype(np.float32))] if bias else []
+        extra += [aligned(random.normal(size=(tokens, rows + 2)).astype(np.float32))] if residual else []
+        strides = [stride, *([rows + 2] if residual else [])]
+        weight = make_weight(isa, element, rows, columns, random)
+        problems.append(Problem(library, kernel, isa, weight, x, inputs, extra, strides))
+    return problems
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -86,46 +95,62 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @ISAS
-@pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q4g32", "q4g32a", "q8g32", "q8g32a", "q4c", "q8c", "q4g64", "q3g32"])
-def test_every_type(isa: Isa, name: str) -> None:
-    for (rows, columns), tokens in zip(SHAPES, (1, 8, 5, 1, 33), strict=True):
-        close(*run_linear(isa, parse_element(name), rows, columns, tokens, [1, 3]))
+@pytest.mark.parametrize("name", TYPES)
+def test_every_type_and_every_tile(isa: Isa, name: str) -> None:
+    for problem in make(isa, name, [(129, 96), (7, 45)], 2 * isa.token_tile - 1):
+        expected = problem.products()
+        for tokens in {1, 2, isa.token_tile, len(expected)}:
+            close(problem.run(tokens=tokens), expected[:tokens])
 
 
 @ISAS
 @pytest.mark.parametrize("name", ["f32", "q4g32"])
 @pytest.mark.parametrize("rows", [48, 35])
 def test_epilogues(isa: Isa, name: str, rows: int) -> None:
-    element = parse_element(name)
-    close(*run_linear(isa, element, rows, 64, 3, [], bias=True))
-    close(*run_linear(isa, element, rows, 64, 1, [], residual=True))
-    close(*run_linear(isa, element, rows, 64, 9, [2], bias=True, residual=True, activation="silu"))
+    (problem,) = make(isa, name, [(rows, 64)], 9, bias=True, residual=True, activation="silu")
+    value = problem.products() + problem.extra[0]
+    close(problem.run([2]), value / (1 + np.exp(-value)) + problem.extra[1][:, :rows])
 
 
 @ISAS
-@pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q4g32", "q4g32a", "q8g32", "q8g32a", "q8c"])
-def test_embedding_reads_the_matrix_of_the_head(isa: Isa, name: str) -> None:
-    element = parse_element(name)
-    rows, columns = 37, 45
-    weight, values = make(element, rows, columns)
-    kernel = embedding(isa, element, rows, columns)
-    ids = aligned(np.array([0, 36, 5, 5, 17, 16], np.int32))
-    out = aligned(np.full((6, 48), np.nan, np.float32))
-    library = Kernels([kernel], isa)
-    for lo, hi in ((0, 2), (2, 6)):
-        library.call(kernel, out, pack(isa, element, weight, rows, columns), ids, lo, hi, 48)
-    np.testing.assert_allclose(out[:, :columns], values[ids], rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize("option", ["bias", "residual"])
+def test_one_option_alone(isa: Isa, option: str) -> None:
+    (problem,) = make(isa, "q8g32", [(35, 64)], 3, bias=option == "bias", residual=option == "residual")
+    close(problem.run(), problem.products() + problem.extra[0][..., :35])
 
 
-def test_any_split_of_the_blocks_gives_the_same_bytes() -> None:
-    isa = host_isas()[0]
-    global random
-    found = []
-    for splits in ([], [1], [2, 3], [1, 2, 3, 4, 5]):
-        random = np.random.default_rng(5)
-        found.append(run_linear(isa, parse_element("q4g32"), 100, 64, 1, splits)[0])
-    for other in found[1:]:
-        np.testing.assert_array_equal(found[0], other)
+@cache
+def _shared_problem(isa: Isa, name: str) -> tuple[Problem, np.ndarray]:
+    (problem,) = make(isa, name, [(150, 64)], 21, bias=True)
+    return problem, problem.run()
+
+
+@ISAS
+@pytest.mark.parametrize("name", ["f32", "q4g32", "q8g32a"])
+@settings(max_examples=25, deadline=None)
+@given(edges=st.lists(st.integers(0, 40), max_size=5), token_edges=st.lists(st.integers(0, 21), max_size=6))
+def test_any_split_of_blocks_and_tokens_gives_the_same_bytes(
+    isa: Isa, name: str, edges: list[int], token_edges: list[int]
+) -> None:
+    problem, whole = _shared_problem(isa, name)
+    np.testing.assert_array_equal(problem.run(edges, token_edges), whole)
+
+
+@ISAS
+def test_one_token_at_a_time_gives_the_bytes_of_the_tile(isa: Isa) -> None:
+    for name in ("f16", "q4g32", "q4g32a", "q8c"):
+        problem, whole = _shared_problem(isa, name)
+        np.testing.assert_array_equal(problem.run(token_edges=range(21)), whole)
+
+
+@ISAS
+def test_subnormal_scales_are_exact(isa: Isa) -> None:
+    (problem,) = make(isa, "q4c", [(16, 32)], 1)
+    smallest = np.float16(3 * 2.0**-24)
+    problem.weight.packed[: 2 * isa.lanes] = np.full(isa.lanes, smallest, np.float16).view(np.uint8)
+    codes = problem.weight.values[0] / (problem.weight.values[0, 0] / -8)
+    expected = problem.inputs.astype(np.float64) @ codes.astype(np.float64) * float(smallest)
+    np.testing.assert_allclose(problem.run()[:, 0], expected, rtol=1e-6)
 
 
 def test_a_type_without_a_kernel_is_refused() -> None:
