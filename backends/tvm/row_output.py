@@ -17,6 +17,8 @@ from slmopt.errors import UnsupportedError
 
 __all__ = ["chunks", "each_chunk", "output_pointer", "write_row"]
 
+_ROUNDER, _ROUNDER_BITS = 12582912.0, 0x4B400000
+
 Produce = Callable[[Any, int], Any]  # (first column, lanes) -> the numbers of these columns
 
 
@@ -87,10 +89,11 @@ def _write_group(code: Code, isa: Isa, width: int, out: Memory, place: Any, grou
     divisor = code.let(broadcast(tirx.Select(scale > 0.0, scale, tirx.const(1.0, "float32")), lanes))
     total: Any = None
     for index, vector in enumerate(vectors):
-        rounded = tirx.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.rint", vector / divisor)
+        # Added to 1.5 2^23, the quotient lies in the lowest bits, rounded to even: no call of libm on old processors.
+        shifted = code.let(vector / divisor + broadcast(_ROUNDER, lanes))
+        rounded = tirx.reinterpret(f"int32x{lanes}", shifted) - broadcast(_ROUNDER_BITS, lanes, "int32")
         limit = broadcast(127, lanes, "int32")  # passed where the scale is subnormal and so inexact
-        codes = tirx.max(tirx.min(tirx.Cast(f"int32x{lanes}", rounded), limit), broadcast(-127, lanes, "int32"))
-        codes = code.let(codes)
+        codes = code.let(tirx.max(tirx.min(rounded, limit), broadcast(-127, lanes, "int32")))
         total = codes if total is None else total + codes
         narrow = tirx.reinterpret(f"uint8x{lanes}", tirx.Cast(f"int8x{lanes}", codes))
         out.store(place + group * GROUP + index * lanes, narrow, lanes)
