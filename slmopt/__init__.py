@@ -11,15 +11,23 @@ if TYPE_CHECKING:
     from slmopt.api import compile, load, open, optimize
     from slmopt.errors import SlmError
     from slmopt.ir.graph import Module
+    from slmopt.pipeline import Context, Exact, Lossy, Pass
     from slmopt.runtime import LanguageModel
 
-__all__ = ["LanguageModel", "Module", "SlmError", "__version__", "compile", "load", "open", "optimize"]
+__all__ = [
+    "Context", "Exact", "LanguageModel", "Lossy", "Module", "Pass", "SlmError", "__version__", "compile", "load",
+    "open", "optimize",
+]  # fmt: skip
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Context": "slmopt.pipeline",
+    "Exact": "slmopt.pipeline",
     "LanguageModel": "slmopt.runtime",
+    "Lossy": "slmopt.pipeline",
     "Module": "slmopt.ir.graph",
+    "Pass": "slmopt.pipeline",
     "SlmError": "slmopt.errors",
     "compile": "slmopt.api",
     "load": "slmopt.api",

@@ -166,6 +166,26 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert done.stdout.strip() in ("0", "141") and done.stderr == ""
 
 
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize(("terminal", "options"), [(True, []), (True, ["--json"]), (False, [])])
+def test_progress_shows_on_a_terminal_only(
+    terminal: bool, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = _Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert main(["compile", "m", "-t", "toy", "-r", "f32", "-o", str(tmp_path / "out"), *options]) == 0
+    if terminal and not options:
+        assert "canonicalize" in errors.getvalue() and "%" in errors.getvalue()
+        assert errors.getvalue().endswith("\r")  # the bar is gone
+    else:
+        assert errors.getvalue() == ""
+
+
 # --- lists -------------------------------------------------------------------------------------------------------
 def test_passes_shows_options_and_rewrites(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["passes", "--json"]) == 0
@@ -476,3 +496,17 @@ def test_bench_measures_prefill_and_decode(stand_in: Path, capsys: pytest.Captur
 def test_bench_beyond_the_context_is_wrong_use(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = _wrong(["bench", str(stand_in), "--prompt-tokens", "90", "--tokens", "20"], capsys)
     assert "110 tokens do not fit the model's context of 96" in message
+
+
+# --- the whole way -----------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_demo_compiles_the_bundled_model_and_writes_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "demo"
+    assert main(["demo", "-o", str(output), "-n", "40"]) == 0
+    text = capsys.readouterr().out
+    for part in ("original", "quantize{bits=8}", f"wrote {output}", "def read_file(path):"):
+        assert part in text
+    assert main(["run", str(output), "--prompt", "import os\n\ndef ", "-n", "20"]) == 0
+    assert len(capsys.readouterr().out.strip()) > 10
