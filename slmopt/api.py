@@ -113,6 +113,7 @@ def compile(
     report("load", 0.0)
     module = source if isinstance(source, Module) else load(source)
     _check_weights(module)
+    backend.pipeline(module, parsed)  # refuses wrong options of the target before the passes take their time
     if passes is not None:
         options: dict[str, Any] = {"text": text, "text_tokens": text_tokens, "verify": verify, "target": target}
         module = _run(module, *passes, report=report, **options)

@@ -28,7 +28,10 @@ class Backend(Protocol):
         """What of the module cannot be compiled, each by op and place; empty where everything can."""
 
     def pipeline(self, module: Module, target: Target) -> list[str]:
-        """The passes it still wants for the module as it is, in the notation of recipes."""
+        """The passes it still wants for the module as it is, in the notation of recipes.
+
+        InputError where the target's options are wrong.
+        """
 
     def build(
         self, module: Module, target: Target, output: str | Path, *, name: str | None = None,

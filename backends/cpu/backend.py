@@ -90,6 +90,7 @@ class CpuBackend:
 
     def pipeline(self, module: Module, target: Target) -> list[str]:
         """The passes this backend still wants for `module`, in the notation of recipes."""
+        CpuOptions.of(target, module)
         wanted = []
         if "step" not in module.graphs:
             if any(op.attributes.get("act") == "q8" for op in module.graph().walk() if op.name == "linear"):
