@@ -22,7 +22,7 @@ from slmopt.backends.tvm.cache import KEY_BLOCK
 from slmopt.backends.tvm.code import Code, Memory, Register
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.row_output import chunks, each_chunk
-from slmopt.backends.tvm.vector_math import add_all, broadcast, exp, max_all, multiply_add, tanh
+from slmopt.backends.tvm.vector_math import add_all, broadcast, exp, from_half, max_all, multiply_add, tanh
 from slmopt.ir.types import DType
 
 __all__ = ["AttentionShape", "Operands", "attend"]
@@ -257,7 +257,7 @@ class _Tile:
 
         if self.shape.element == DType.f32:
             return value
-        return tirx.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
+        return from_half(self.isa, lanes, tirx.reinterpret("uint16" if lanes == 1 else f"uint16x{lanes}", value))
 
     def _wide(self, index: Any) -> Any:
         from tvm import tirx
