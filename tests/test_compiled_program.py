@@ -37,7 +37,8 @@ def test_a_c_program_prints_the_tokens_that_python_gets(artifact: Path, tmp_path
         ["pkg-config", "--cflags", "--libs", str(artifact / "pycode.pc")], check=True, capture_output=True, text=True
     ).stdout.split()
     program = tmp_path / "generate"
-    subprocess.run(["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(program), *flags], check=True)
+    options = ["-std=c11", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["cc", *options, str(source), "-o", str(program), *flags], check=True)
     command = [str(program), str(artifact), "40", *map(str, PROMPT)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     with slmopt.open(artifact) as model:
@@ -67,8 +68,8 @@ def test_a_killed_compile_leaves_the_old_artifact_or_none(artifact: Path, tmp_pa
     if seed % 2:
         shutil.copytree(artifact, output)
     before = content(output) if output.exists() else None
-    command = [sys.executable, "-m", "slmopt", "compile", str(BUNDLED), "--recipe", "f32", "-o", str(output), "--no-verify"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "slmopt", "compile", str(BUNDLED), "--recipe", "f32", "--no-verify"]
+    process = subprocess.Popen([*command, "-o", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while process.poll() is None and not list(tmp_path.glob("out/.pycode.*.partial")):
         assert time.monotonic() < deadline

@@ -53,7 +53,8 @@ class CpuOptions:
         if trained and context > int(trained):
             raise InputError(f"target {target}: context {context} is longer than the {trained} the model was made for")
         isa = target.options.get("isa")
-        return cls(load_isa(isa if isa is not None else detect_isa()), context, min(_number(target, "chunk", _CHUNK), context))
+        chunk = min(_number(target, "chunk", _CHUNK), context)
+        return cls(load_isa(isa if isa is not None else detect_isa()), context, chunk)
 
 
 def _number(target: Target, name: str, default: int) -> int:
@@ -143,7 +144,8 @@ class CpuBackend:
             for index, data in enumerate(objects):
                 paths.append(Path(directory) / f"kernels{index}.o")
                 paths[-1].write_bytes(data)
-            library = link_library(paths, program, Path(directory) / "library.so", facts.name, flags=["-Wl,--strip-all"])
+            library = Path(directory) / "library.so"
+            link_library(paths, program, library, facts.name, flags=["-Wl,--strip-all"])
             artifact.copy(library, f"lib{facts.name}.so")
             artifact.copy(program, "program.c")
 

@@ -159,8 +159,10 @@ class Code:
         self._blocks.append([])
         yield variable
         body = self._sequence(self._blocks.pop())
-        low = tirx.Cast(kind, start) if wide and not isinstance(start, int) else tirx.const(start, kind) if isinstance(start, int) else start
-        high = tirx.Cast(kind, extent) if wide and not isinstance(extent, int) else tirx.const(extent, kind) if isinstance(extent, int) else extent
+        low, high = (
+            tirx.const(edge, kind) if isinstance(edge, int) else tirx.Cast(kind, edge) if wide else edge
+            for edge in (start, extent)
+        )
         self.emit(tirx.For(variable, low, high, tirx.ForKind.SERIAL, body))
 
     @contextmanager

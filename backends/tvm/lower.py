@@ -98,7 +98,8 @@ class Lowering:
         if op.name in _VIEWS and (view := self._view(op)) is not None:
             self.views[op.result] = view
             return
-        inlined = len(op.result.uses) == 1 and all(u.name in INJECTIVE and u.name not in self.rules for u in op.result.users)
+        readers = op.result.users
+        inlined = len(op.result.uses) == 1 and all(u.name in INJECTIVE and u.name not in self.rules for u in readers)
         if op.name in _ALWAYS_VIRTUAL or (inlined and op.result not in self.graph.outputs):
             return
         self.place(op.result)
@@ -168,7 +169,8 @@ class Lowering:
         """A new value with the same content (cast where `element` is given), stored with the token axis outermost."""
         at = value.op
         if element is not None:
-            return self.graph.add("cast", [value], {"element": element}, after=at, hint=f"{value.name}_{element}").result
+            hint = f"{value.name}_{element}"
+            return self.graph.add("cast", [value], {"element": element}, after=at, hint=hint).result
         return self.graph.add("reshape", [value], {"shape": value.shape}, after=at, hint=f"{value.name}_copy").result
 
     def call(
@@ -179,7 +181,8 @@ class Lowering:
         tail = bool(op.results) and all(result in self.tail for result in op.results)
         has_tokens = token_axis((count if tokens is None else tokens,)) is not None
         self.calls.append(Call(
-            kernel, list(arguments), count, tail and has_tokens, _buffers(reads), _buffers(writes), op.describe(), tokens
+            kernel, list(arguments), count, tail and has_tokens, _buffers(reads), _buffers(writes), op.describe(),
+            tokens,
         ))  # fmt: skip
 
     # --- the end -----------------------------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ class Lowering:
             raise UnsupportedError(f"%{output.name} is returned as {output.type}; logits must be f32[b, s, vocab]")
         view = self.place(output)
         owners = [v for v, other in self.views.items() if other.buffer is view.buffer]
-        plain = view.offset == 0 and view.buffer.space == "arena" and view.strides[1:] == (int(output.shape[2]), 1)  # type: ignore[arg-type]
+        plain = view.offset == 0 and view.buffer.space == "arena" and view.strides[1:] == (output.shape[2], 1)
         if not plain or any(owner is not output for owner in owners):
             view = self.place(self.copy(output))
             self.calls[-1].tail = True
@@ -208,16 +211,16 @@ def find_tail(graph: Graph) -> set[Value]:
         needed.add(value)
     ops = list(graph.walk())
     for op in reversed(ops):
-        if any(result in needed for result in op.results) or op.name == "cache_update":
-            needed.update(operand for operand in op.operands if isinstance(operand, Value))
-        elif op.name not in _ROWWISE and op.name not in INJECTIVE:
+        mixes = op.name not in _ROWWISE and op.name not in INJECTIVE  # cache_update among them
+        if mixes or any(result in needed for result in op.results):
             needed.update(operand for operand in op.operands if isinstance(operand, Value))
     return {result for op in ops for result in op.results if result not in needed}
 
 
 # Ops whose result rows of a token depend on the same token's rows of their operands (attention: of the query).
 _ROWWISE = frozenset({
-    "linear", "rms_norm", "layer_norm", "rope", "glu", "quantize_rows", "embedding", "attention", "sum", "amax", "matmul",
+    "linear", "rms_norm", "layer_norm", "rope", "glu", "quantize_rows", "embedding", "attention", "sum", "amax",
+    "matmul",
 })  # fmt: skip
 
 

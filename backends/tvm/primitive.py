@@ -133,7 +133,7 @@ class _Expression:
     def _permute(self, op: Op, indices: Sequence[Any]) -> Any:
         source = [None] * len(indices)
         for axis, index in zip(op.attributes["axes"], indices, strict=True):  # type: ignore[arg-type]
-            source[axis] = index  # type: ignore[index, call-overload]
+            source[axis] = index  # type: ignore[index]
         return self.element(op.value(0), source)
 
     def _expand(self, op: Op, indices: Sequence[Any]) -> Any:
@@ -162,7 +162,7 @@ class _Expression:
         for operand in op.operands:
             source = list(indices)
             source[axis] = indices[axis] - self.size(start)
-            start = start + _shape(operand)[axis]  # type: ignore[arg-type]
+            start = start + _shape(operand)[axis]
             parts.append((indices[axis] < self.size(start), self.element(operand, source)))  # type: ignore[arg-type]
         found = parts[-1][1]
         for inside, value in reversed(parts[:-1]):
@@ -185,7 +185,7 @@ def _element(value: Value | Weight) -> DType:
     element = value.type.element
     if element not in _TVM_TYPE:
         raise UnsupportedError(f"{value!r}: no kernel for element type {element}")
-    return element  # type: ignore[return-value]
+    return element
 
 
 def _broadcast(indices: Sequence[Any], shape: Sequence[Dim], own: Sequence[Dim]) -> list[Any]:

@@ -58,6 +58,18 @@ def _size(dim: Dim, op: Op) -> int:
     return dim
 
 
+def _text(op: Op, name: str) -> str | None:
+    """An attribute that is a word or absent."""
+    value = op.attributes[name]
+    return None if value is None else str(value)
+
+
+def _real(op: Op, name: str) -> float | None:
+    """An attribute that is a number or absent."""
+    value = op.attributes[name]
+    return float(value) if isinstance(value, int | float) else None
+
+
 def _is_quantized(value: Value) -> bool:
     return not isinstance(value.type.element, DType)
 
@@ -95,7 +107,7 @@ def lower_linear(lowering: Lowering, op: Op) -> None:
     rows, columns = (_size(d, op) for d in weight.type.shape)
     kernel = linear(
         lowering.isa, weight.type.element, rows, columns, bias=bias is not None, residual=residual is not None,
-        activation=op.attributes["activation"],
+        activation=_text(op, "activation"),
     )  # fmt: skip
     arguments: list[Argument] = [out, views[0], lowering.weights.linear(weight)]
     arguments += [lowering.weights.raw(bias)] if bias is not None else []
@@ -112,7 +124,8 @@ def lower_norm(lowering: Lowering, op: Op) -> None:
     out = lowering.allocate(op.result)
     count, inner, views, strides = _rows(lowering, op, [x], out)
     width = _size(x.shape[-1], op)
-    options: dict[str, Any] = {"width": width, "eps": op.attributes["eps"], "output": _output(op), "weight": weight is not None}
+    options: dict[str, Any] = {"width": width, "eps": op.attributes["eps"], "output": _output(op)}
+    options["weight"] = weight is not None
     kernel = (
         layer_norm(lowering.isa, **options, bias=bias is not None) if op.name == "layer_norm"
         else rms_norm(lowering.isa, **options)
@@ -129,9 +142,8 @@ def lower_rope(lowering: Lowering, op: Op) -> None:
     count, inner, views, strides = _rows(lowering, op, [x, cos, sin], out)
     if strides[2] != strides[3] or strides[2][1] != 0:
         raise UnsupportedError(f"{op.describe()}: cos and sin must be shared by all heads of a token")
-    kernel = rope(
-        lowering.isa, head_dim=_size(x.shape[-1], op), rotary_dim=_size(cos.shape[-1], op), style=op.attributes["style"]
-    )  # fmt: skip
+    head_dim, rotary_dim = _size(x.shape[-1], op), _size(cos.shape[-1], op)
+    kernel = rope(lowering.isa, head_dim=head_dim, rotary_dim=rotary_dim, style=str(op.attributes["style"]))
     places = [str(s) for pair in strides[:2] for s in pair]
     arguments: list[Argument] = [out, *views, "lo", "hi", str(inner), *places, str(strides[2][0])]
     lowering.call(op, kernel, arguments, _times(count, inner), [out], views)
@@ -144,7 +156,8 @@ def lower_glu(lowering: Lowering, op: Op) -> None:
     count, inner, views, strides = _rows(lowering, op, [gate, up], out)
     if inner != 1:
         raise UnsupportedError(f"{op.describe()}: rows of {gate.type} are not evenly spaced")
-    kernel = glu(lowering.isa, width=_size(gate.shape[-1], op), activation=op.attributes["activation"], output=_output(op))
+    width = _size(gate.shape[-1], op)
+    kernel = glu(lowering.isa, width=width, activation=_text(op, "activation"), output=_output(op))
     arguments: list[Argument] = [out, *views, "lo", "hi", *(str(s) for s, _ in strides)]
     lowering.call(op, kernel, arguments, count, [out], views)
 
@@ -203,12 +216,12 @@ def lower_attention(lowering: Lowering, op: Op) -> None:
     if op.operands[3] is not None or op.attributes["chunk"] is not None:
         raise UnsupportedError(f"{op.describe()}: no kernel for attention with a dense bias or a chunked mask")
     slopes, sinks = _weight(op, 5), _weight(op, 6)
-    view, out = lowering.rows(query), lowering.allocate(op.result)
+    view, out, window = lowering.rows(query), lowering.allocate(op.result), _real(op, "window")
     _, heads, tokens, head_dim = query.shape
     cache, other = lowering.caches[keys], lowering.caches[values]
     kernel = attention_kernels.attention(
         lowering.isa, heads=_size(heads, op), kv_heads=cache.heads, head_dim=_size(head_dim, op), value_dim=other.size,
-        scale=op.attributes["scale"], window=op.attributes["window"], softcap=op.attributes["softcap"],
+        scale=_real(op, "scale") or 0.0, window=None if window is None else int(window), softcap=_real(op, "softcap"),
         slopes=slopes is not None, sinks=sinks is not None, element=cache.element,
     )  # fmt: skip
     arguments: list[Argument] = [out, view, cache.buffer, other.buffer]

@@ -1,7 +1,7 @@
 """Where values lie in memory: buffers, and strided views of them, so that reshape, permute and slice cost nothing.
 
 A value with a token axis is stored with that axis outermost: `f32[1, 8, t, 64]` lies as t x 8 x 64. All strides are
-then plain numbers, a permute between `[b, s, h, d]` and `[b, h, s, d]` is free, and a range of tokens is a range of rows.
+then plain numbers, a permute between `[b, s, h, d]` and `[b, h, s, d]` is free, and a range of tokens is one of rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols, product, substitute_di
 from slmopt.ir.step import TOKENS
 from slmopt.ir.types import DType, QuantizedType, TensorType
 
-__all__ = ["Buffer", "View", "allocate_view", "dense_view", "merge_axes", "quantized_row_bytes", "token_axis"]
+__all__ = ["Buffer", "View", "allocate_view", "dense_view", "quantized_row_bytes", "token_axis"]
 
 ALIGNMENT = 64  # bytes; the alignment of every buffer, and of every row of quantized activations
 
@@ -164,16 +164,3 @@ def _size(dim: Dim, chunk: int, name: str) -> int:
     if not isinstance(size, int):
         raise UnsupportedError(f"%{name} has an axis of size {dim}, which is not known when compiling")
     return size
-
-
-def merge_axes(shape: Sequence[Dim], strides: Sequence[int]) -> list[tuple[Dim, int]]:
-    """(size, stride) of axes with ones dropped, the token axis first, and neighbours merged where they are contiguous."""
-    axes = [(d, s) for d, s in zip(shape, strides, strict=True) if d != 1]
-    axes.sort(key=lambda item: TOKENS not in dim_symbols(item[0]))
-    merged: list[tuple[Dim, int]] = []
-    for size, stride in axes:
-        if merged and isinstance(size, int) and merged[-1][1] == stride * size:
-            merged[-1] = (merged[-1][0] * size, stride)
-        else:
-            merged.append((size, stride))
-    return merged

@@ -59,7 +59,7 @@ class WeightTable:
         total = weight.type.elements
         element = weight.type.element
         plain = isinstance(element, DType) and not element.is_float
-        return self._slot(weight, False, int(total) * (element.bits // 8 if plain else 4))  # type: ignore[arg-type, union-attr]
+        return self._slot(weight, False, int(total) * (element.bits // 8 if plain else 4))  # type: ignore[arg-type]
 
     def _slot(self, weight: Weight, packed: bool, size: int) -> WeightSlot:
         known = self.slots.get((weight.key, packed))
@@ -86,7 +86,8 @@ class WeightTable:
                 written += len(chunk)
             if offset != slot.offset or written != slot.bytes:
                 raise IRError(
-                    f"weight @{slot.key}: {written} bytes at {offset} were written, planned were {slot.bytes} at {slot.offset}"
+                    f"weight @{slot.key}: {written} bytes at {offset} were written, planned were {slot.bytes} "
+                    f"at {slot.offset}"
                 )  # fmt: skip
             report(slot.offset + slot.bytes, self.size)
 
@@ -95,6 +96,6 @@ class WeightTable:
             yield from packing.pack_chunks(self.isa, slot.type.element, self.store.load(slot.key))
         else:
             values = self.store.float(slot.key).contiguous()
-            yield memoryview(values.numpy().reshape(-1)).cast("B")
+            yield memoryview(values.numpy().tobytes())
 
 

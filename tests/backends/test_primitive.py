@@ -10,9 +10,9 @@ import torch
 
 from slmopt.backends.tvm.primitive import Leaf, primitive_kernel, row_axes
 from slmopt.backends.tvm.views import allocate_view
+from slmopt.interpreter import run
 from slmopt.ir import Graph, Module, Value, Weight, symbol, tensor
 from slmopt.ir.types import DType
-from slmopt.interpreter import run
 from tests.backends.native import Kernels, aligned, host_isas
 
 T = symbol("t")
@@ -33,7 +33,7 @@ def evaluate(graph: Graph, inputs: list[np.ndarray], position: int, isa: Any) ->
     kernel, order = primitive_kernel(output.op, leaves, view.strides)
     out = aligned(np.zeros(view.buffer.bytes // 4, np.int64 if output.type.element == DType.i64 else np.float32))
     axes, _ = row_axes(output.shape)
-    shape = [TOKENS if dim == T else int(dim) for dim in output.shape]  # type: ignore[call-overload]
+    shape = [dim if isinstance(dim, int) else TOKENS for dim in output.shape]
     rows = int(np.prod([shape[axis] for axis in axes])) if axes else 1
     library = Kernels([kernel], isa)
     for lo, hi in ((0, rows // 2), (rows // 2, rows)):
@@ -62,7 +62,8 @@ def test_positions_become_angles() -> None:
     frequency = graph.add_input("frequency", tensor("f32", 4))
     counted = graph.add("arange", [], {"stop": T, "element": "i64"}).result
     shifted = graph.add("add", [counted, position]).result
-    column = graph.add("reshape", [graph.add("cast", [shifted], {"element": "f32"}).result], {"shape": (1, T, 1)}).result
+    real = graph.add("cast", [shifted], {"element": "f32"}).result
+    column = graph.add("reshape", [real], {"shape": (1, T, 1)}).result
     angles = graph.add("mul", [column, frequency]).result
     both = graph.add("concat", [angles, angles], {"axis": -1}).result
     graph.set_outputs([graph.add("cos", [both]).result])
@@ -73,7 +74,9 @@ def test_positions_become_angles() -> None:
         np.testing.assert_allclose(evaluate(graph, [aligned(numbers(4))], 3, isa), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["exp", "tanh", "sin", "sigmoid", "silu", "relu", "neg", "abs", "erf", "floor", "softplus"])
+@pytest.mark.parametrize(
+    "name", ["exp", "tanh", "sin", "sigmoid", "silu", "relu", "neg", "abs", "erf", "floor", "softplus"]
+)
 def test_unary(name: str) -> None:
     graph = Graph("g")
     x = graph.add_input("x", tensor("f32", 1, "t", 6))

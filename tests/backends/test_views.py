@@ -18,7 +18,7 @@ T = symbol("t")
 
 
 def materialize(view: View, memory: np.ndarray, tokens: int = 0) -> np.ndarray:
-    shape = [tokens if dim == T else int(dim) for dim in view.shape]  # type: ignore[call-overload]
+    shape = [dim if isinstance(dim, int) else tokens for dim in view.shape]
     return as_strided(memory[view.offset :], shape, [s * memory.itemsize for s in view.strides])
 
 
