@@ -34,6 +34,7 @@ class Isa:
     half: bool  # whether it converts float16 in hardware
     fused: bool  # whether it multiplies and adds in one instruction
     registers: int  # vector registers
+    streams: int  # blocks of quantized weights that are read at once for one token
     token_tile: int  # tokens that share one unpacked block of weights
     prefetch: int  # bytes of weights fetched ahead
 

@@ -65,7 +65,7 @@ class QuantizedBody:
         self.code, self.isa, self.element = code, isa, element
         self.groups = -(-columns // GROUP)
         self.bits = code_bits(element)
-        self.streams = 4 if self.bits == 4 else 2
+        self.streams = isa.streams
         self.tile_blocks = 1
         self.dot = dot_product(code, isa, self.bits)
 

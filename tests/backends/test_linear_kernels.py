@@ -153,6 +153,18 @@ def test_subnormal_scales_are_exact(isa: Isa) -> None:
     np.testing.assert_allclose(problem.run()[:, 0], expected, rtol=1e-6)
 
 
+@ISAS
+def test_a_matrix_of_more_than_two_gigabytes(isa: Isa) -> None:
+    rows, columns = 2**19 + 16, 1024  # memory is only spent on the last block, which is all that is touched
+    kernel = linear(isa, DType.f32, rows, columns)
+    packed = np.zeros(rows * columns * 4, np.uint8)
+    block, last = isa.lanes * columns * 4, rows // isa.lanes - 1
+    packed[last * block :].view(np.float32)[:] = 0.5
+    x, out = aligned(np.ones((1, columns), np.float32)), np.zeros((1, rows), np.float32)
+    Kernels([kernel], isa).call(kernel, out, x, packed, 0, 1, last, last + 1, rows, columns)
+    np.testing.assert_array_equal(out[0, -isa.lanes :], columns / 2)
+
+
 def test_a_type_without_a_kernel_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="multiple of 32"):
         linear(host_isas()[0], QuantizedType(4, 48), 16, 32)
