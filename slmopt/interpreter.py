@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bind_symbols", "forward", "initial_states", "run", "step_through"]
 
-_SLAB = 1 << 22  # elements of a quantized weight that are dequantized at a time
+_SLAB = 1 << 20  # elements of a quantized weight that are dequantized at a time
 
 
 def bind_symbols(graph: Graph, shapes: Sequence[Sequence[int]]) -> dict[str, Dim]:
@@ -78,40 +78,62 @@ def _execute(
     for operand in op.operands:
         if isinstance(operand, Weight):
             given = parameters.get(operand.key)
-            # of a table few rows are read: widening the rows is enough
-            operands.append(_load(module, operand.key, wide and op.name != "embedding") if given is None else given)
+            operands.append(module.weights.load(operand.key) if given is None else given)
         else:
             operands.append(None if operand is None else values[operand])
     try:
-        found = op.spec.reference(op, *operands)
+        found = _apply(op, operands, wide)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise IRError(f"{op.describe()} failed in the interpreter: {error}") from error
     results = found if isinstance(found, tuple) else (found,)
     return tuple(_widen(result) for result in results) if wide else results
 
 
-def _widen(value: Any) -> Any:
-    return value.double() if value is not None and value.is_floating_point() else value
+def _apply(op: Op, operands: list[Any], wide: bool) -> Any:
+    """The op's reference on stored weights. Of a quantized matrix only a slab, or the rows read, is float at a time."""
+    stored = [isinstance(operand, Weight) for operand in op.operands]
+    if op.name == "embedding" and isinstance(operands[1], QuantizedTensor):
+        rows, operands[0] = operands[0].unique(return_inverse=True)
+        operands[1] = _rows(operands[1], rows)
+    if op.name == "linear" and isinstance(operands[1], QuantizedTensor):
+        operands[2:] = [_float(o, wide) if s else o for o, s in zip(operands[2:], stored[2:], strict=True)]
+        return _linear(op, operands, wide)
+    wide = wide and op.name != "embedding"  # of a table few rows are read: the result alone is widened
+    return op.spec.reference(op, *(_float(o, wide) if s else o for o, s in zip(operands, stored, strict=True)))
 
 
-def _load(module: Module, key: str, wide: bool) -> torch.Tensor:
-    """A weight as floats (integers as they are); quantized ones slab by slab, so that one float copy is all."""
+def _linear(op: Op, operands: list[Any], wide: bool) -> Any:
+    """A linear with a quantized weight [n, k], some of the n outputs at a time."""
     import torch
 
-    value = module.weights.load(key)
-    if not isinstance(value, QuantizedTensor):
-        tensor: torch.Tensor = value
-        return tensor.to(torch.float64 if wide else torch.float32) if tensor.is_floating_point() else tensor
-    if value.codes.dim() != 2:
-        return value.dequantize().to(torch.float64 if wide else torch.float32)
-    rows, columns = value.codes.shape
-    found = torch.empty(rows, columns, dtype=torch.float64 if wide else torch.float32)
-    step = max(1, _SLAB // max(columns, 1))
-    for start in range(0, rows, step):
+    x, weight = operands[:2]
+    bias, residual = [*operands[2:], None, None][:2]
+    rows, columns = weight.codes.shape
+    step, parts = max(1, _SLAB // max(columns, 1)), []
+    for start in range(0, max(rows, 1), step):
         part = slice(start, start + step)
-        minimum = None if value.minimum is None else value.minimum[part]
-        found[part] = QuantizedTensor(value.type, value.codes[part], value.scales[part], minimum).dequantize()
-    return found
+        added = (None if bias is None else bias[part], None if residual is None else residual[..., part])
+        parts.append(op.spec.reference(op, x, _float(_rows(weight, part), wide), *added))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _rows(tensor: QuantizedTensor, rows: Any) -> QuantizedTensor:
+    """Some rows of a quantized matrix."""
+    minimum = None if tensor.minimum is None else tensor.minimum[rows]
+    return QuantizedTensor(tensor.type, tensor.codes[rows], tensor.scales[rows], minimum)
+
+
+def _float(weight: Any, wide: bool) -> Any:
+    """A stored weight as float32 or float64 numbers; integers as they are."""
+    if isinstance(weight, QuantizedTensor):
+        weight = weight.dequantize()
+    if weight is None or not weight.is_floating_point():
+        return weight
+    return weight.double() if wide else weight.float()
+
+
+def _widen(value: Any) -> Any:
+    return value.double() if value.is_floating_point() else value
 
 
 def forward(

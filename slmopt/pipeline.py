@@ -11,6 +11,7 @@ from slmopt.errors import ContractError, IRError
 from slmopt.ir.graph import Module
 from slmopt.ir.verify import verify
 from slmopt.ledger import Ledger, Row, measure_size
+from slmopt.memory import peak_memory, return_freed_memory
 
 if TYPE_CHECKING:
     from slmopt.calibrate import Calibration
@@ -116,13 +117,17 @@ class Pipeline:
         from slmopt.verification import Verification
 
         context = context or Context()
+        return_freed_memory()
         self.check_order(module_facts(module), context.calibration is not None)
         verify(module, weights=self.verify)
         ledger = module.ledger.branch() if isinstance(module.ledger, Ledger) else Ledger()
+        start = time.perf_counter()
         verification = Verification(module, context, self.budget, ledger) if self.verify else None
         if not ledger.rows:
-            drift, perplexity = verification.original() if verification else (None, None)
-            ledger.rows.append(Row("original", {}, measure_size(module), drift, perplexity, peak_bytes=peak_memory()))
+            perplexity = verification.original_perplexity if verification else None
+            seconds = time.perf_counter() - start
+            row = Row("original", {}, measure_size(module), None, perplexity, 0.0, seconds, peak_memory())
+            ledger.rows.append(row)
         for index, item in enumerate(self.passes):
             context.report(item.name, index / len(self.passes))
             ledger.rows.append(_run_pass(item, module, context, verification))
@@ -181,14 +186,3 @@ def _check_kept(item: Pass, before: Module, after: Module, sources: Mapping[str,
 
 def _signature(graph: Any, side: str) -> list[Any]:
     return list(graph.inputs) if side == "inputs" else [value.type for value in graph.outputs]
-
-
-def peak_memory() -> int:
-    """The most memory this process has had resident, in bytes; 0 where the system does not tell."""
-    try:
-        import resource
-        import sys
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

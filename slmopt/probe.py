@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slmopt.interpreter import run, step_through
-from slmopt.ir.dims import Dim, dim_symbols, substitute_dim
+from slmopt.ir.dims import Dim, dim_symbols, product, substitute_dim
 from slmopt.ir.graph import Graph, Module
 from slmopt.ir.types import DType
 from slmopt.ledger import Drift
@@ -19,6 +19,8 @@ __all__ = ["Probe", "make_probe", "measure_drift", "relative_error"]
 
 _BATCH = 2
 _LENGTH = 24
+_LARGE = 50_000_000  # with more numbers of weights a probe is shorter: checking is to be quicker than compiling
+_LARGE_LENGTH = 8
 _LONGEST = 96  # probes grow to see past a window or chunk of at most about this size
 _SEED = 20_240_229
 
@@ -78,7 +80,8 @@ def make_probe(module: Module) -> Probe:
 
 
 def _sizes(module: Module, graph: Graph) -> dict[str, Dim]:
-    length = _LENGTH
+    numbers = sum(product(type.shape) for type in module.weight_types().values())
+    length = _LARGE_LENGTH if isinstance(numbers, int) and numbers > _LARGE else _LENGTH
     for op in graph.walk():
         for name in ("window", "chunk"):
             size = op.attributes.get(name)

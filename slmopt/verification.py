@@ -54,9 +54,10 @@ class Verification:
             self.baseline.perplexity = measure_perplexity(module, context.calibration, context.report)
             self.baseline.latest_perplexity = self.baseline.perplexity
 
-    def original(self) -> tuple[Drift | None, float | None]:
-        """Drift (none) and perplexity of the original."""
-        return None, self.baseline.perplexity
+    @property
+    def original_perplexity(self) -> float | None:
+        """The perplexity of the original; None without text."""
+        return self.baseline.perplexity
 
     def check(self, item: Pass, before: Module, after: Module) -> tuple[Drift, float | None]:
         """Drift and perplexity after `item`; ContractError where it broke its contract or the budget.

@@ -28,6 +28,12 @@ class QuantizedTensor:
         """The float32 tensor the codes stand for."""
         columns = self.codes.shape[-1]
         group = self.type.group or columns
+        if columns and columns % group == 0:
+            grouped = self.codes.float().reshape(*self.scales.shape, group)
+            grouped *= self.scales.float().unsqueeze(-1)
+            if self.minimum is not None:
+                grouped += self.minimum.float().unsqueeze(-1)
+            return grouped.reshape(self.codes.shape)
         scales = self.scales.float().repeat_interleave(group, -1)[..., :columns]
         values = self.codes.float() * scales
         if self.minimum is not None:

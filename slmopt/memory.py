@@ -1,0 +1,33 @@
+"""The memory of this process: how much it has used, and that what is freed goes back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["peak_memory", "return_freed_memory"]
+
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_BLOCK = 4 << 20
+
+
+def return_freed_memory() -> None:
+    """Ask glibc's malloc to give blocks of 4 MiB and more back when they are freed.
+
+    By itself it keeps blocks of up to 32 MiB, and weights that come and go then leave holes of several times the size
+    of the largest. Does nothing where the C library has no such setting.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_MMAP_THRESHOLD, _BLOCK)
+
+
+def peak_memory() -> int:
+    """The most memory this process has had resident, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
