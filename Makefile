@@ -17,6 +17,7 @@ test-slow: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.quality
 
 lint: $(READY)
 	$(BIN)/ruff check .

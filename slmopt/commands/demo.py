@@ -13,7 +13,7 @@ from slmopt.errors import InputError
 
 __all__ = ["add_arguments", "run"]
 
-_PROMPT = "def read_file(path):\n"
+_PROMPT = "class Parser:\n    def __init__(self, name, value):\n        self.name"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--target", default="cpu", help="default: cpu")
     parser.add_argument("-o", "--output", default="build/demo", metavar="DIR", help="default: build/demo")
     parser.add_argument("-p", "--prompt", default=_PROMPT, help="Python to continue")
-    parser.add_argument("-n", "--max-tokens", type=positive, default=96, metavar="N", help="default: 96")
+    parser.add_argument("-n", "--max-tokens", type=positive, default=56, metavar="N", help="default: 56")
     add_json(parser)
     parser.set_defaults(passes=None, name="pycode", text=None, text_tokens=None, no_verify=False)
 
@@ -36,10 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     with open(path) as model:
         print(f"\n{arguments.prompt}", end="")
         start = time.perf_counter()
-        tokens = model.stream(
-            arguments.prompt, arguments.max_tokens, temperature=0.6, top_k=40, repetition_penalty=1.05, seed=1
-        )
-        for piece in tokens:
+        for piece in model.stream(arguments.prompt, arguments.max_tokens):
             print(piece, end="", flush=True)
         print(f"\n\n{time.perf_counter() - start:.2f} s", file=sys.stderr)
     return 0
