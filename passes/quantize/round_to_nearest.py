@@ -105,18 +105,23 @@ class _Rounding:
     def __init__(self, key: str, type: QuantizedType, search: bool) -> None:
         self.key, self.type, self.search = key, type, search
         self._packed: QuantizedTensor | None = None
+        self._columns = 0
 
     def __call__(self, weight: torch.Tensor) -> QuantizedTensor:
-        from slmopt.passes.quantize.rounding import pack_codes, round_to_nearest, unpack_codes
+        from slmopt.passes.quantize.rounding import pack_codes, round_to_nearest
 
-        if self._packed is None:
-            try:
-                found = round_to_nearest(weight, self.type, self.search)
-            except InputError as error:
-                raise InputError(f"quantize: weight @{self.key}: {error}") from error
-            self._packed = pack_codes(found)
-            return found
-        return unpack_codes(self._packed, weight.shape[1])
+        try:
+            found = round_to_nearest(weight, self.type, self.search)
+        except InputError as error:
+            raise InputError(f"quantize: weight @{self.key}: {error}") from error
+        self._packed, self._columns = pack_codes(found), weight.shape[1]
+        return found
+
+    def held(self) -> QuantizedTensor | None:
+        """The codes, where they were computed before: the weight itself is not read again."""
+        from slmopt.passes.quantize.rounding import unpack_codes
+
+        return None if self._packed is None else unpack_codes(self._packed, self._columns)
 
 
 def _reads_ids(op: Op) -> bool:

@@ -47,13 +47,15 @@ class WeightSource:
 
     `load` takes one tensor per input and returns a torch tensor or a QuantizedTensor. It is called each time the
     weight is asked for and nothing is kept, so that peak memory stays near one weight. `description` says what was
-    done, for people: `file model.safetensors`, `quantize to q4g32`.
+    done, for people: `file model.safetensors`, `quantize to q4g32`. `held` is for what is small and slow to compute: it
+    gives the result of an earlier `load`, for which no input is loaded again, or None.
     """
 
     type: TensorType
     description: str
     load: Callable[..., Any]
     inputs: tuple[str, ...] = ()
+    held: Callable[[], Any] | None = None
 
 
 class WeightStore:
@@ -110,13 +112,15 @@ class WeightStore:
     ) -> str:
         """Define `key` as `compute(*tensors of inputs)`; computed when asked for, one weight at a time.
 
+        A `compute` that has a method `held` keeps what it computed; see WeightSource.
+
         Asking twice for the same derivation under the same key is no error: aliased users share the result.
         """
         if key in self:
             known = self.source(key)
             if (known.inputs, known.type, known.description) == (inputs, type, description):
                 return key
-        return self.add(key, WeightSource(type, description, compute, inputs))
+        return self.add(key, WeightSource(type, description, compute, inputs, getattr(compute, "held", None)))
 
     def fresh_key(self, hint: str) -> str:
         """`hint` where no such key exists, else `hint.2`, `hint.3`, ..."""
@@ -129,7 +133,9 @@ class WeightStore:
     def load(self, key: str) -> Any:
         """The stored tensor: a torch tensor or a QuantizedTensor. Checked against its declared type."""
         source = self.source(key)
-        value = source.load(*(self.load(name) for name in source.inputs))
+        value = source.held() if source.held is not None else None
+        if value is None:
+            value = source.load(*(self.load(name) for name in source.inputs))
         shape = tuple(value.codes.shape if isinstance(value, QuantizedTensor) else value.shape)
         if shape != source.type.shape:
             raise IRError(f"weight @{key} ({source.description}) has shape {list(shape)}, expected {source.type}")
