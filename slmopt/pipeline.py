@@ -143,6 +143,7 @@ def _run_pass(item: Pass, module: Module, context: Context, verification: Any) -
 
     before = module.copy()
     sources = {key: module.weights.source(key) for key in module.weights}
+    versions = _versions(sources)
     start = time.perf_counter()
     try:
         changed = item.run(module, context)
@@ -151,6 +152,9 @@ def _run_pass(item: Pass, module: Module, context: Context, verification: Any) -
         raise
     seconds = time.perf_counter() - start
     _check_kept(item, before, module, sources)
+    for key, version in _versions(sources).items():
+        if version != versions[key]:
+            raise ContractError(f"pass {item.name} wrote into the tensor of weight @{key}: derive another one instead")
     try:
         verify(module, weights=verification is not None)
     except IRError as error:
@@ -163,6 +167,12 @@ def _run_pass(item: Pass, module: Module, context: Context, verification: Any) -
         describe_pass(item), changed, measure_size(module), drift, perplexity, seconds, time.perf_counter() - start,
         peak_memory(),
     )  # fmt: skip
+
+
+def _versions(sources: Mapping[str, Any]) -> dict[str, int | None]:
+    """How often each tensor that is held in memory has been written to, as torch counts."""
+    held = {key: source.held() for key, source in sources.items() if source.held is not None and not source.inputs}
+    return {key: getattr(value, "_version", None) for key, value in held.items()}
 
 
 def _check_kept(item: Pass, before: Module, after: Module, sources: Mapping[str, Any]) -> None:

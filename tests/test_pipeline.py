@@ -139,6 +139,17 @@ def test_a_stored_weight_that_is_redefined_is_caught() -> None:
         Pipeline([pass_of(redefine)]).run(toy_model())
 
 
+def test_a_tensor_in_memory_that_is_written_to_is_caught() -> None:
+    module = toy_model()
+    table = module.weights.load("table")
+    held = Module(module.name, module.graphs.values(), metadata=module.metadata)
+    for key in module.weight_types():
+        held.weights.add_tensor(key, table if key == "table" else module.weights.load(key))
+    edit = pass_of(lambda module: module.weights.load("table").mul_(1.0), contract=Lossy())
+    with pytest.raises(ContractError, match="pass edit wrote into the tensor of weight @table: derive another one"):
+        Pipeline([edit]).run(held)
+
+
 def test_what_callers_see_is_kept() -> None:
     def rename(module: Module) -> None:
         module.graph().rename(module.graph().inputs[0], "tokens")

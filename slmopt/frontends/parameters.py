@@ -30,7 +30,9 @@ def held(value: torch.Tensor, description: str) -> WeightSource:
         return (kept.float() if kept.is_floating_point() else kept).cpu()
 
     element = element_of(torch.float32 if kept.is_floating_point() else kept.dtype)
-    return WeightSource(TensorType(element, tuple(kept.shape)), description, load)
+    converted = kept.device.type != "cpu" or (kept.is_floating_point() and kept.dtype != torch.float32)
+    type = TensorType(element, tuple(kept.shape))
+    return WeightSource(type, description, load, held=None if converted else load)
 
 
 def weights_on_demand(

@@ -105,7 +105,7 @@ class WeightStore:
 
         held = value.detach()
         type = TensorType(element_of(held.dtype), tuple(held.shape))
-        return self.add(key, WeightSource(type, description, lambda: held))
+        return self.add(key, WeightSource(type, description, lambda: held, held=lambda: held))
 
     def derive(
         self, key: str, inputs: tuple[str, ...], type: TensorType, description: str, compute: Callable[..., Any]
