@@ -23,7 +23,9 @@ def open_module(source: str) -> Module:
     """The module behind a path; `-` is IR text on standard input. Of an artifact, its final IR, without weights."""
     if source == "-":
         from slmopt.ir.text import parse_module
+        from slmopt.plugins.discovery import registry
 
+        registry().add_ops()
         try:
             return parse_module(sys.stdin.read())
         except IRError as error:

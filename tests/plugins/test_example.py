@@ -1,0 +1,67 @@
+"""The example plugin, installed the way pip would, seen by the command line of a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.toy_model import TEXT
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "plugin_example"
+ROOT = EXAMPLE.parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as pip would leave it: the package, and a .dist-info with its entry points."""
+    directory = tmp_path_factory.mktemp("site")
+    shutil.copytree(EXAMPLE / "slmopt_example", directory / "slmopt_example")
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    info = directory / f"slmopt_example-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = "\n".join(f"{name} = {place}" for name, place in project["entry-points"]["slmopt"].items())
+    (info / "entry_points.txt").write_text(f"[slmopt]\n{points}\n")
+    return directory
+
+
+def slmopt(site: Path, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    command = [sys.executable, "-m", "slmopt", *arguments]
+    return subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_its_pass_is_listed_with_its_owner(site: Path) -> None:
+    (found,) = json.loads(slmopt(site, "passes", "zero-small", "--json").stdout)
+    assert found["owner"] == "slmopt-example (example)" and found["contract"] == "lossy"
+    assert found["options"] == [{"name": "share", "type": "number", "default": "0.1"}]
+
+
+def test_its_recipe_pass_and_op_run(site: Path) -> None:
+    head = "    %logits = linear("
+    text = TEXT.replace(f"{head}%r,", f"    %rr = relu_squared(%r) : f32[b, s, 32]\n{head}%rr,")
+    done = slmopt(site, "opt", "--recipe", "sparse", "--check", text=text)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weight @wq.sparse : f32[32, 32]") == 1 and "relu_squared(%r)" in done.stdout
+    wrong = slmopt(site, "opt", "-p", "zero-small{share=2}", text=text)
+    assert wrong.returncode == 2 and "zero-small: share must lie in 0 to 1, got 2.0" in wrong.stderr
+
+
+def test_without_the_plugin_its_names_are_unknown(tmp_path: Path) -> None:
+    done = slmopt(tmp_path, "opt", "-p", "zero-small", text=TEXT)
+    assert done.returncode == 2 and "unknown pass 'zero-small'" in done.stderr
+
+
+def test_a_plugin_that_does_not_load_is_named(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "slmopt_example" / "plugin.py").write_text("import no_such_module\n")
+    done = slmopt(tmp_path, "passes")
+    assert done.returncode == 2
+    assert "error: plugin slmopt-example (example) cannot be loaded" in done.stderr and "Traceback" not in done.stderr
