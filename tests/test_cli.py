@@ -207,7 +207,7 @@ def test_recipes_shows_passes_and_budget(capsys: pytest.CaptureFixture[str]) -> 
     assert found["f32"]["perplexity"] is None and found["w8"]["perplexity"] == pytest.approx(1.0)
     assert "quantize{bits=8}" in found["w8"]["passes"]
     assert main(["recipes", "w4"]) == 0
-    assert "perplexity at most +15 %" in capsys.readouterr().out
+    assert "perplexity at most +12 %" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("toys")
@@ -506,7 +506,7 @@ def test_demo_compiles_the_bundled_model_and_writes_python(
     output = tmp_path / "demo"
     assert main(["demo", "-o", str(output), "-n", "40"]) == 0
     text = capsys.readouterr().out
-    for part in ("original", "quantize{bits=8}", f"wrote {output}", "def read_file(path):"):
+    for part in ("original", "quantize{bits=8}", f"wrote {output}", "class Parser:"):
         assert part in text
     assert main(["run", str(output), "--prompt", "import os\n\ndef ", "-n", "20"]) == 0
     assert len(capsys.readouterr().out.strip()) > 10

@@ -20,7 +20,7 @@ from slmopt.recipe import parse_recipe, read_recipe
         ("f32", ["raise", "canonicalize", "fuse", "incrementalize"], None),
         ("f16", ["raise", "canonicalize", "cast-weights", "fuse", "incrementalize{cache=f16}"], 0.001),
         ("w8", ["raise", "canonicalize", "quantize{bits=8}", "fuse", "incrementalize{cache=f16}"], 0.01),
-        ("w4", ["raise", "canonicalize", "quantize", "fuse", "incrementalize{cache=f16}"], 0.15),
+        ("w4", ["raise", "canonicalize", "quantize", "fuse", "incrementalize{cache=f16}"], 0.12),
     ],
 )
 def test_presets(name: str, passes: list[str], budget: float | None) -> None:
