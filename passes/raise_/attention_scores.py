@@ -98,7 +98,7 @@ def _structural_mask(at: Rewriter, mask: Operand, scores: tuple[Dim, ...]) -> Va
     sequence, metadata = scores[-1], at.module.metadata
     if sequence != symbol(str(metadata.get("sequence", "s"))) or scores[-2] != sequence:
         return None
-    from slmopt.frontends.dense_masks import structure_of
+    from slmopt.dense_masks import structure_of
 
     structure = structure_of(mask, at.module.weights, str(sequence), str(metadata.get("batch", "b")))
     if structure is None:

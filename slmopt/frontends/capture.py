@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from slmopt.errors import UnsupportedError
-from slmopt.frontends.masks import classify
+from slmopt.masks import classify
 
 __all__ = ["IMPLEMENTATION", "OWN_ATTENTION", "captured_attention"]
 

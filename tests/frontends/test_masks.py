@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import masking_utils
 
-from slmopt.frontends.dense_masks import structure_of
-from slmopt.frontends.masks import MaskStructure, classify
+from slmopt.dense_masks import structure_of
 from slmopt.ir.graph import Value
+from slmopt.masks import MaskStructure, classify
 from tests.frontends.test_aten import converted
 
 causal = masking_utils.causal_mask_function

@@ -9,15 +9,15 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import Node
 
+from slmopt.dense_masks import structure_of
 from slmopt.errors import IRError, UnsupportedError
-from slmopt.frontends.dense_masks import structure_of
-from slmopt.frontends.masks import MaskStructure
 from slmopt.frontends.symbols import Symbols
 from slmopt.ir.dims import Dim, SymbolicDim
 from slmopt.ir.graph import Attribute, Graph, Operand, Value, Weight
 from slmopt.ir.torch_types import element_of
 from slmopt.ir.types import DType, TensorType
 from slmopt.ir.weights import WeightStore
+from slmopt.masks import MaskStructure
 
 __all__ = ["Argument", "Builder", "StructuralMask"]
 

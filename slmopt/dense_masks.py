@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from slmopt.errors import SlmError
-from slmopt.frontends.masks import MaskStructure
 from slmopt.ir.dims import Dim, SymbolicDim
 from slmopt.ir.graph import Graph, Op, Operand, Value, Weight, substitute_attribute
 from slmopt.ir.weights import WeightStore
+from slmopt.masks import MaskStructure
 
 __all__ = ["structure_of"]
 
