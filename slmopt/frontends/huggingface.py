@@ -84,12 +84,19 @@ def _metadata(directory: Path, config: Any, vocabulary: Any, stored: Mapping[str
 
 
 def _special_tokens(directory: Path, config: Any) -> tuple[int | None, list[int]]:
-    """Ids that begin and end a text: generation_config.json says, else config.json."""
+    """Ids that begin and end a text: generation_config.json says, else config.json.
+
+    No id begins a text whose tokenizer is told not to add one: many configs name a token that training never put there.
+    """
     generation = directory / "generation_config.json"
     said = read_json(generation) if generation.is_file() else {}
     begin, end = (said.get(f"{which}_token_id") for which in ("bos", "eos"))
     begin = getattr(config, "bos_token_id", None) if begin is None else begin
     end = getattr(config, "eos_token_id", None) if end is None else end
+    options = directory / "tokenizer_config.json"
+    told = read_json(options) if options.is_file() else {}
+    if told.get("add_bos_token") is False or told.get("bos_token", "") is None:
+        begin = None
     ends = end if isinstance(end, list) else [end]
     return _whole_number(begin), [number for number in map(_whole_number, ends) if number is not None]
 

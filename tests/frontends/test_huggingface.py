@@ -213,6 +213,13 @@ def test_metadata_without_tokenizer_or_generation_config(tmp_path: Path) -> None
     assert (metadata["bos_token_id"], metadata["eos_token_ids"]) == (1, [2])
 
 
+@pytest.mark.parametrize("options", [{"add_bos_token": False}, {"bos_token": None}])
+def test_no_token_begins_a_text_where_the_tokenizer_adds_none(options: dict[str, Any], tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    assert huggingface.load(tmp_path).metadata["bos_token_id"] is None
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs shared/models/stories260K beside the repository")
 def test_a_trained_model_equals_eager() -> None:
     from transformers import AutoModelForCausalLM
