@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
 from slmopt.errors import IRError
-from slmopt.ir.graph import Graph, Module, Op, Use, Value, Weight
+from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols
+from slmopt.ir.graph import Attribute, Graph, Module, Op, Use, Value, Weight
+from slmopt.ir.spec import Required
 
 __all__ = ["verify", "verify_graph"]
 
@@ -19,6 +24,12 @@ def verify(module: Module, *, weights: bool = False) -> None:
             raise IRError(f"module @{module.name}: the graph under the name @{name} calls itself @{graph.name}")
         verify_graph(graph)
     _verify_weights(module, weights)
+    try:
+        same = json.loads(json.dumps(module.metadata, allow_nan=False)) == module.metadata
+    except (TypeError, ValueError) as error:
+        raise IRError(f"module @{module.name}: metadata is not JSON: {error}") from error
+    if not same:
+        raise IRError(f"module @{module.name}: metadata does not survive JSON: use lists, and texts as keys")
 
 
 def verify_graph(graph: Graph) -> None:
@@ -39,6 +50,7 @@ def verify_graph(graph: Graph) -> None:
             _define(graph, value, defined, names, op.describe())
     _verify_outputs(graph, defined)
     _verify_uses(graph)
+    _verify_sizes(graph)
 
 
 def _place(graph: Graph, op: Op) -> str:
@@ -89,6 +101,40 @@ def _verify_attributes(graph: Graph, op: Op) -> None:
     missing = [name for name in complete if name not in op.attributes]
     if missing:
         raise IRError(f"{_place(graph, op)}: attribute {missing[0]!r} is missing; write it even if it is the default")
+
+
+    for name, default in op.spec.attributes.items():
+        value = op.attributes[name]
+        if isinstance(default, Required) and not _fits(value, default.type):
+            raise IRError(f"{_place(graph, op)}: attribute {name} = {value!r}, expected {default.type.__name__}")
+
+
+def _fits(value: Attribute, expected: type) -> bool:
+    """Whether an attribute has the kind its spec asks for; a size may be symbolic, a number may be whole."""
+    if isinstance(value, bool):
+        return expected is bool
+    kinds = {int: (int, SymbolicDim), float: (int, float)}.get(expected, (expected,))
+    return isinstance(value, kinds)
+
+
+def _verify_sizes(graph: Graph) -> None:
+    """Every symbol occurs in the shape of an input: nothing else says what it is when the graph runs."""
+    known = {name for value in graph.inputs for dim in value.shape for name in dim_symbols(dim)}
+    for op in graph.walk():
+        for dim in (*_dims(tuple(op.attributes.values())), *(dim for value in op.results for dim in value.shape)):
+            for name in sorted(dim_symbols(dim) - known):
+                raise IRError(
+                    f"{_place(graph, op)}: the size {name!r} is in no input's shape; "
+                    f"sizes of inputs are {', '.join(sorted(known)) or 'numbers'}"
+                )
+
+
+def _dims(value: Attribute) -> Iterator[Dim]:
+    if isinstance(value, SymbolicDim):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _dims(item)
 
 
 def _verify_types(graph: Graph, op: Op) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 
 from slmopt.errors import IRError
+from slmopt.ir.dims import symbol
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.ir.text import parse_module
 from slmopt.ir.types import tensor
@@ -148,6 +149,28 @@ def _input_that_is_a_result(module: Module) -> None:
     module.graph().inputs[0].op = _op(module, "linear")
 
 
+def _size_of_no_input(module: Module) -> None:
+    module.graph().add("full", [], {"shape": (symbol("z"), 2), "value": 0.0, "element": "f32"})
+
+
+def _size_of_no_input_in_an_attribute(module: Module) -> None:
+    module.graph().add("dimension", [], {"value": symbol("n") + 1})
+
+
+def _attribute_of_another_kind(module: Module) -> None:
+    graph = module.graph()
+    graph.add("rms_norm", [graph.inputs[0]], {"eps": 1e-6})
+    _op(module, "rms_norm").attributes["eps"] = "small"
+
+
+def _metadata_that_is_no_json(module: Module) -> None:
+    module.metadata["made"] = object()
+
+
+def _metadata_that_changes(module: Module) -> None:
+    module.metadata["eos_token_ids"] = (1, 2)
+
+
 @pytest.mark.parametrize(
     ("breaks", "message"),
     [
@@ -172,6 +195,11 @@ def _input_that_is_a_result(module: Module) -> None:
         (_stored_type_differs, r"weight @w is named as f32\[4, 8\], the store has f16\[4, 8\]"),
         (_wrong_result_index, "does not know that it is result 0"),
         (_missing_result, r"%g, %extra = silu \(at mlp.act\): 2 results, expected 1"),
+        (_size_of_no_input, "%full = full: the size 'z' is in no input's shape; sizes of inputs are b"),
+        (_size_of_no_input_in_an_attribute, "%dimension = dimension: the size 'n' is in no input's shape"),
+        (_attribute_of_another_kind, "%rms_norm = rms_norm: attribute eps = 'small', expected float"),
+        (_metadata_that_is_no_json, "module @toy: metadata is not JSON"),
+        (_metadata_that_changes, "module @toy: metadata does not survive JSON"),
         (_input_that_is_a_result, "input %x is the result of %y = linear"),
     ],
 )
