@@ -252,6 +252,16 @@ class Graph:
         else:
             following._previous = op
 
+    def _unlink(self, op: Op) -> None:
+        if op._previous is None:
+            self._first = op._next
+        else:
+            op._previous._next = op._next
+        if op._next is None:
+            self._last = op._previous
+        else:
+            op._next._previous = op._previous
+
     def replace_uses(self, old: Value, new: Value, *, but: Op | None = None) -> None:
         """Read `new` wherever `old` was read, graph outputs included; `but` keeps reading `old`."""
         for use in list(old.uses):
@@ -278,28 +288,14 @@ class Graph:
                 raise IRError(f"{op.describe()} cannot be erased: %{value.name} is still read")
         for index in range(len(op._operands)):
             op.set_operand(index, None)
-        if op._previous is None:
-            self._first = op._next
-        else:
-            op._previous._next = op._next
-        if op._next is None:
-            self._last = op._previous
-        else:
-            op._next._previous = op._previous
+        self._unlink(op)
         op.graph = None
 
     def move(self, op: Op, *, before: Op) -> None:
         """Move `op` directly before another op; the verifier checks that definitions still precede uses."""
         if op is before:
             return
-        if op._previous is None:
-            self._first = op._next
-        else:
-            op._previous._next = op._next
-        if op._next is None:
-            self._last = op._previous
-        else:
-            op._next._previous = op._previous
+        self._unlink(op)
         self._link(op, before._previous)
 
     def erase_dead(self) -> int:
