@@ -39,7 +39,8 @@ def table(presets: dict[str, dict[str, float]]) -> str:
     """Markdown."""
     lines = ["| recipe | perplexity | change | weights |", "| --- | --- | --- | --- |"]
     first = presets["f32"]["perplexity"]
-    for name, row in presets.items():
+    for name in _PRESETS:
+        row = presets[name]
         change = row["perplexity"] / first - 1
         lines.append(f"| `{name}` | {row['perplexity']:.4f} | {change:+.3%} | {row['weight bytes'] / 1e6:.2f} MB |")
     return "\n".join(lines)
