@@ -158,6 +158,12 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_results(path: Path, result: dict[str, Any]) -> None:
+    """Write what was measured as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,8 +181,7 @@ def main() -> int:
         for name in arguments.shapes:
             shape = measure_shape(name, Path(directory), arguments.rounds, arguments.threads, probe)
             result["shapes"][name] = shape
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+    write_results(arguments.json, result)
     print(f"{result['date']}, {result['machine']}, {result['threads']} threads, medians of {result['rounds']} rounds\n")
     print(table(result))
     return 0

@@ -7,13 +7,12 @@ a window, beginning-of-sequence token first. Model and text lie beside the repos
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu import processor
+from benchmarks.cpu import processor, write_results
 
 _SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _RESULTS = Path(__file__).parent / "results" / "quality.json"
@@ -59,8 +58,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="slmopt-quality-") as directory:
         presets = measure(arguments.model, arguments.text.read_text(), Path(directory))
     result: dict[str, Any] = {"date": date.today().isoformat(), "machine": processor(), "presets": presets}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
+    write_results(arguments.json, result)
     print(f"{result['date']}, {result['machine']}, {arguments.model.name} on {arguments.text.name}\n")
     print(table(presets))
     return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from slmopt.errors import InputError
+from slmopt.errors import InputError, nearest
 from slmopt.plugins.hooks import GROUP, HookSpecifications
 
 if TYPE_CHECKING:
@@ -129,8 +129,6 @@ def _collect(hook: Any, kind: str) -> dict[str, Offer]:
 
 
 def _find(name: str, offers: dict[str, Offer], kind: str, listing: str) -> Offer:
-    from slmopt.options import nearest
-
     if name not in offers:
         known = f"known: {', '.join(offers) or 'none'}" if len(offers) < 8 else f"`{listing}` lists them"
         raise InputError(f"unknown {kind} {name!r}{nearest(name, offers)}; {known}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["ArtifactError", "ContractError", "IRError", "InputError", "SlmError", "UnsupportedError"]
+from collections.abc import Iterable
+
+__all__ = ["ArtifactError", "ContractError", "IRError", "InputError", "SlmError", "UnsupportedError", "nearest"]
 
 
 class SlmError(Exception):
@@ -31,3 +33,11 @@ class ContractError(SlmError):
 
 class ArtifactError(SlmError):
     """A compiled artifact cannot be opened or run."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where no known name is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slmopt.errors import InputError
+from slmopt.errors import InputError, nearest
 from slmopt.pipeline import Pass
 
-__all__ = ["Option", "PassText", "build_pass", "describe_pass", "list_options", "nearest", "parse_pass", "split_passes"]
+__all__ = ["Option", "PassText", "build_pass", "describe_pass", "list_options", "parse_pass", "split_passes"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
 _OPTION = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*("(?:[^"\\]|\\.)*"|\[[^\]]*\]|[^,"{}\[\]]*?)\s*(?:,|\Z)')
@@ -36,12 +35,6 @@ class Option:
     name: str
     type: str
     default: str
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing where no known name is near."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def split_passes(text: str) -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmopt.errors import InputError
-from slmopt.options import PassText, build_pass, nearest, parse_pass
+from slmopt.errors import InputError, nearest
+from slmopt.options import PassText, build_pass, parse_pass
 from slmopt.pipeline import Budget, Pass
 
 __all__ = ["Recipe", "parse_recipe", "read_recipe"]

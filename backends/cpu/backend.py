@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import platform
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import slmopt
 from slmopt.artifact import ArtifactWriter, link_library, write_development_files
+from slmopt.backend import BuildReport
 from slmopt.backends.tvm.build import build_object
+from slmopt.backends.tvm.cache import KEY_BLOCK
 from slmopt.backends.tvm.emit import ProgramFacts, emit_program
 from slmopt.backends.tvm.isa import Isa, available_isas, detect_isa, load_isa
 from slmopt.backends.tvm.lower import Lowering
 from slmopt.backends.tvm.plan import Plan, plan_program
 from slmopt.backends.tvm.rules import RULES
-from slmopt.errors import InputError, SlmError, UnsupportedError
+from slmopt.errors import InputError, SlmError, UnsupportedError, nearest
 from slmopt.ir.graph import Module
 from slmopt.ir.step import CAPACITY
 from slmopt.target import Target
@@ -26,9 +26,6 @@ __all__ = ["CpuBackend", "CpuOptions"]
 
 _DEFAULT_CONTEXT = 2048  # positions, where neither the model nor the target says
 _CHUNK = 128  # most tokens of one step: long prompts run in steps of this many
-_BLOCK = 16  # positions; a cache's capacity is a multiple
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,7 @@ class CpuOptions:
         known = ("chunk", "context", "isa")
         for name in target.options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = nearest(name, known)
                 raise InputError(f"target {target}: unknown option {name!r}{hint}; cpu takes {', '.join(known)}")
         trained = module.metadata.get("context")
         context = _number(target, "context", int(trained) if trained else _DEFAULT_CONTEXT)
@@ -101,7 +97,7 @@ class CpuBackend:
 
     def build(
         self, module: Module, target: Target, output: str | Path, *, name: str | None = None,
-        ledger: Any = None, recipe: str | None = None, report: Report = _silent,
+        ledger: Any = None, recipe: str | None = None, report: BuildReport = _silent,
     ) -> Path:  # fmt: skip
         """Write the artifact directory `output`. Nothing is left there where it fails."""
         options = CpuOptions.of(target, module)
@@ -123,7 +119,7 @@ class CpuBackend:
         return Path(output)
 
     def _lower(self, module: Module, options: CpuOptions) -> Lowering:
-        capacity = -(-options.context // _BLOCK) * _BLOCK
+        capacity = -(-options.context // KEY_BLOCK) * KEY_BLOCK
         step = module.graph("step").copy(dims={"b": 1, CAPACITY: capacity})
         lowering = Lowering(module, step, options.isa, options.chunk, capacity, RULES)
         try:
@@ -138,16 +134,14 @@ class CpuBackend:
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="slmopt-build-") as directory:
-            program = Path(directory) / "program.c"
+            program = artifact.file("program.c")
             program.write_text(emit_program(lowering.calls, plan, facts))
             paths = []
             for index, data in enumerate(objects):
                 paths.append(Path(directory) / f"kernels{index}.o")
                 paths[-1].write_bytes(data)
-            library = Path(directory) / "library.so"
+            library = artifact.file(f"lib{facts.name}.so")
             link_library(paths, program, library, facts.name, flags=["-Wl,--strip-all"])
-            artifact.copy(library, f"lib{facts.name}.so")
-            artifact.copy(program, "program.c")
 
 
 def _write_descriptions(
@@ -157,9 +151,8 @@ def _write_descriptions(
     import hashlib
 
     metadata = {key: value for key, value in module.metadata.items() if key != "tokenizer"}
-    described = replace_metadata(module, metadata)
+    described = Module(module.name, module.graphs.values(), module.weights, metadata)
     write_development_files(artifact.directory, facts.name)
-    (artifact.directory / f"lib{facts.name}.so").chmod(0o755)
     artifact.write("module.slm", str(described))
     tokenizer = module.metadata.get("tokenizer")
     if tokenizer:
@@ -176,11 +169,6 @@ def _write_descriptions(
         "recipe": recipe, "versions": _versions(), "hashes": {**hashes, "weights.bin": facts.weights_hash},
         "bytes": {"weights": facts.weights_bytes, "state": plan.state_bytes, "arena": plan.arena_bytes},
     })  # fmt: skip
-
-
-def replace_metadata(module: Module, metadata: Mapping[str, Any]) -> Module:
-    """The same graphs and weights under other metadata."""
-    return Module(module.name, module.graphs.values(), module.weights, metadata)
 
 
 def _versions() -> dict[str, str]:

@@ -78,17 +78,16 @@ def _pointer(argument: Argument, constant: bool) -> str:
 
 
 def _emit_call(call: Call) -> list[str]:
-    first = "first" if call.tail else "0"
     share = c_dim(call.count)
     lines = [f"  /* {call.comment.replace('*/', '* /')} */"]
     arguments = []
-    for argument, parameter in zip(call.arguments, call.kernel.parameters, strict=False):
+    for argument, parameter in zip(call.arguments, call.kernel.parameters, strict=True):
         arguments.append(_pointer(argument, parameter.startswith("const ")))
     if call.tokens is None:
         start = c_dim(call.count, "first") if call.tail else "0"
         lines.append(f"  SHARE({start}, {share});")
     else:
-        begin = c_dim(call.tokens, first) if call.tail else "0"
+        begin = c_dim(call.tokens, "first") if call.tail else "0"
         lines.append(f"  SHARE(0, {share});")
         arguments = [begin if a == "t0" else c_dim(call.tokens) if a == "t1" else a for a in arguments]
     lines.append(f"  {call.kernel.name}({', '.join(arguments)});")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from slmopt.errors import InputError
+from slmopt.errors import InputError, nearest
 
 __all__ = ["Isa", "available_isas", "detect_isa", "load_isa"]
 
@@ -50,9 +49,7 @@ def load_isa(name: str) -> Isa:
     path = _DIRECTORY / f"{name}.toml"
     if not path.is_file():
         known = sorted(item.stem for item in _DIRECTORY.glob("*.toml"))
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown instruction set {name!r}{hint}; known are {', '.join(known)}")
+        raise InputError(f"unknown instruction set {name!r}{nearest(name, known)}; known are {', '.join(known)}")
     data: dict[str, Any] = tomllib.loads(path.read_text())
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     missing = {field.name for field in fields(Isa)} - {"name"} - set(values)

@@ -33,8 +33,12 @@ class WeightSlot:
     @property
     def element(self) -> DType:
         """The element type of a raw tensor in memory."""
-        element = self.type.element
-        return element if isinstance(element, DType) and not element.is_float else DType.f32
+        return _raw_element(self.type)
+
+
+def _raw_element(type: TensorType) -> DType:
+    element = type.element
+    return element if isinstance(element, DType) and not element.is_float else DType.f32
 
 
 class WeightTable:
@@ -56,10 +60,8 @@ class WeightTable:
 
     def raw(self, weight: Weight) -> WeightSlot:
         """The slot of a tensor stored row-major."""
-        total = weight.type.elements
-        element = weight.type.element
-        plain = isinstance(element, DType) and not element.is_float
-        return self._slot(weight, False, int(total) * (element.bits // 8 if plain else 4))  # type: ignore[arg-type]
+        size = int(weight.type.elements) * (_raw_element(weight.type).bits // 8)  # type: ignore[arg-type]
+        return self._slot(weight, False, size)
 
     def _slot(self, weight: Weight, packed: bool, size: int) -> WeightSlot:
         known = self.slots.get((weight.key, packed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from slmopt.errors import InputError, SlmError
+from slmopt.errors import InputError, SlmError, nearest
 from slmopt.frontends.capture import IMPLEMENTATION, OWN_ATTENTION
 from slmopt.frontends.safetensors_files import read_json
 
@@ -34,8 +33,7 @@ def read_config(directory: Path) -> Any:
                 f" {raw['auto_map']}). slmopt never runs code from a model directory; it takes models that"
                 " transformers knows"
             )
-        near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(str(kind), CONFIG_MAPPING)
         raise InputError(f"{directory / 'config.json'}: transformers knows no model type {kind!r}{hint}")
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from slmopt.errors import IRError
+from slmopt.errors import IRError, nearest
 from slmopt.ir.dims import Dim
 from slmopt.ir.graph import Attribute, Op, Weight
 from slmopt.ir.types import TensorType
@@ -62,7 +61,7 @@ class OpSpec:
 
     def complete_attributes(self, given: Mapping[str, Attribute], location: str = "") -> dict[str, Attribute]:
         """`given` checked against the spec, defaults filled in, in the spec's order."""
-        place = f" (at {location})" if location else ""
+        place = _place(location)
         for name in given:
             if name not in self.attributes:
                 known = ", ".join(self.attributes) or "none"
@@ -85,10 +84,11 @@ class OpSpec:
         least = len([name for name in fixed if not name.endswith("?")])
         given = op.operands
         if len(given) < least or (len(given) > len(fixed) and not variadic):
-            raise IRError(f"{op.name}{_place(op)} takes ({', '.join(self.operands)}), got {len(given)} operands")
+            wanted = ", ".join(self.operands)
+            raise IRError(f"{op.name}{_place(op.location)} takes ({wanted}), got {len(given)} operands")
         for name, operand in zip(fixed, given, strict=False):
             if operand is None and not name.endswith("?"):
-                raise IRError(f"{op.name}{_place(op)}: operand {name!r} is absent but required")
+                raise IRError(f"{op.name}{_place(op.location)}: operand {name!r} is absent but required")
 
     def infer_types(self, op: Op) -> tuple[TensorType, ...]:
         """The result types; IRError names the op and its place."""
@@ -97,7 +97,7 @@ class OpSpec:
             found = self.infer(op)
         except IRError as error:
             types = ", ".join("_" if o is None else str(o.type) for o in op.operands)
-            raise IRError(f"{op.name}({types}){_place(op)}: {error}") from error
+            raise IRError(f"{op.name}({types}){_place(op.location)}: {error}") from error
         return found if isinstance(found, tuple) else (found,)
 
     def cost(self, op: Op) -> Cost:
@@ -115,8 +115,8 @@ def sum_dims(dims: Iterable[Dim]) -> Dim:
     return total
 
 
-def _place(op: Op) -> str:
-    return f" (at {op.location})" if op.location else ""
+def _place(location: str) -> str:
+    return f" (at {location})" if location else ""
 
 
 class OpRegistry:
@@ -135,9 +135,7 @@ class OpRegistry:
     def lookup(self, name: str, location: str = "") -> OpSpec:
         """The spec of op `name`; IRError suggests the nearest name."""
         if name not in self._specs:
-            near = difflib.get_close_matches(name, self._specs, 1)
-            place = f" (at {location})" if location else ""
-            raise IRError(f"unknown op {name!r}{place}{f'; did you mean {near[0]!r}?' if near else ''}")
+            raise IRError(f"unknown op {name!r}{_place(location)}{nearest(name, self._specs)}")
         return self._specs[name][0]
 
     def __contains__(self, name: str) -> bool:

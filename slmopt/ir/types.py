@@ -12,7 +12,7 @@ from typing import TypeAlias
 from slmopt.errors import IRError
 from slmopt.ir.dims import Dim, parse_dim, product, substitute_dim
 
-__all__ = ["DType", "Element", "QuantizedType", "TensorType", "parse_element", "parse_type", "tensor"]
+__all__ = ["DType", "Element", "QuantizedType", "TensorType", "parse_element", "tensor"]
 
 
 class DType(StrEnum):
@@ -134,12 +134,3 @@ def tensor(element: Element | str, *shape: Dim | str) -> TensorType:
     """Write types shortly: `tensor("f32", "b", "s", 64)`."""
     dims = tuple(parse_dim(dim) if isinstance(dim, str) else dim for dim in shape)
     return TensorType(parse_element(element) if not isinstance(element, QuantizedType | DType) else element, dims)
-
-
-def parse_type(text: str) -> TensorType:
-    """Parse `f32[b, s, 64]`."""
-    match = re.fullmatch(r"\s*(\w+)\[(.*)\]\s*", text, re.DOTALL)
-    if not match:
-        raise IRError(f"{text!r} is no type: expected an element type and a shape such as f32[b, s, 64]")
-    dims = [part for part in match[2].split(",") if part.strip()]
-    return TensorType(parse_element(match[1]), tuple(parse_dim(part.strip()) for part in dims))
