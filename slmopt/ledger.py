@@ -10,6 +10,7 @@ from typing import Any
 from slmopt.ir.dims import Dim, dim_symbols, product, substitute_dim
 from slmopt.ir.graph import Graph, Module
 from slmopt.ir.types import TensorType
+from slmopt.journal import Spent
 
 __all__ = ["Drift", "Ledger", "Row", "Size", "format_count", "measure_size"]
 
@@ -48,6 +49,7 @@ class Row:
     """One pass (or the original): what changed, by kind; size, drift and perplexity after it; what it took.
 
     seconds: of the pass and of its verification. peak_bytes: the most memory the process had used until then.
+    rewrites: how often each kind of rewrite was made, and its time.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Row:
     seconds: float = 0.0
     verify_seconds: float = 0.0
     peak_bytes: int = 0
+    rewrites: Mapping[str, Spent] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Ledger:
         """The ledger as JSON values; without `timings` it is the same for every run on the same input."""
         rows = [asdict(row) for row in self.rows]
         for row in rows:
-            for name in () if timings else ("seconds", "verify_seconds", "peak_bytes"):
+            for name in () if timings else ("seconds", "verify_seconds", "peak_bytes", "rewrites"):
                 del row[name]
             row["drift"] = row["drift"] and {name: _rounded(value) for name, value in row["drift"].items()}
             row["perplexity"] = row["perplexity"] and _rounded(row["perplexity"])

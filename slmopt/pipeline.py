@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from slmopt.errors import ContractError, IRError
-from slmopt.ir.graph import Module
+from slmopt.ir.graph import Module, Op
 from slmopt.ir.verify import verify
+from slmopt.journal import current_journal, open_journal, place_of
 from slmopt.ledger import Ledger, Row, measure_size
 from slmopt.memory import peak_memory, return_freed_memory
 
 if TYPE_CHECKING:
     from slmopt.calibrate import Calibration
+    from slmopt.rewrite import Rule
 
-__all__ = ["Budget", "Context", "Contract", "Exact", "Lossy", "Pass", "Pipeline", "module_facts"]
+__all__ = ["Budget", "Context", "Contract", "Exact", "Lossy", "Observer", "Pass", "Pipeline", "module_facts"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,24 @@ class Context:
 
     target: what is compiled for, if known. calibration: documents of token ids, if a text was given.
     report: tells a progress bar what is being done and the share of it that is done.
+    rules: the rewrite rules that plugins add to the pass of a name.
     """
 
     target: Any = None
     calibration: Calibration | None = None
     report: Callable[[str, float], None] = field(default=lambda what, share: None)
+    rules: Callable[[str], Sequence[Rule]] = field(default=lambda name: ())
+
+    def permits(self, kind: str, op: Op) -> bool:
+        """Ask before each rewrite that is made by hand, not by rules; where it says no, leave `op` as it is.
+
+        Passes that ask are bisected and timed rewrite by rewrite. To be asked only where the rewrite will be made.
+        """
+        journal, place = current_journal(), place_of(op)
+        permitted = journal.permits(kind, place)
+        if permitted:
+            journal.record(kind, place)
+        return permitted
 
 
 class Pass:
@@ -72,6 +87,19 @@ class Pass:
         raise NotImplementedError
 
 
+class Observer(Protocol):
+    """Sees what a pipeline does. It must not edit what it sees."""
+
+    def before_pass(self, item: Pass, module: Module) -> None:
+        """`item` is about to run on `module`."""
+
+    def after_pass(self, item: Pass, module: Module, row: Row) -> None:
+        """`item` has run and was found in order; `row` is what was measured."""
+
+    def on_ledger(self, ledger: Ledger, module: Module) -> None:
+        """All passes have run."""
+
+
 def module_facts(module: Module) -> frozenset[str]:
     """The facts that passes have established about a module; they travel in its metadata."""
     return frozenset(module.metadata.get("facts", ()))
@@ -85,10 +113,10 @@ class Pipeline:
 
     def __init__(
         self, passes: Sequence[Pass], budget: Budget | None = None, *, verify: bool = True,
-        providers: Mapping[str, Sequence[str]] | None = None,
+        providers: Mapping[str, Sequence[str]] | None = None, observers: Sequence[Observer] = (),
     ) -> None:  # fmt: skip
         self.passes, self.budget, self.verify = tuple(passes), budget or Budget(), verify
-        self.providers = providers or {}
+        self.providers, self.observers = providers or {}, tuple(observers)
 
     def check_order(self, facts: frozenset[str] = frozenset(), calibrated: bool = True) -> None:
         """ContractError where a pass comes before another that ensures what it requires, or lacks calibration text."""
@@ -130,11 +158,17 @@ class Pipeline:
             ledger.rows.append(row)
         for index, item in enumerate(self.passes):
             context.report(item.name, index / len(self.passes))
+            for observer in self.observers:
+                observer.before_pass(item, module)
             ledger.rows.append(_run_pass(item, module, context, verification))
             if observe is not None:
                 observe(item, module)
+            for observer in self.observers:
+                observer.after_pass(item, module, ledger.rows[-1])
         context.report("done", 1.0)
         module.ledger = ledger
+        for observer in self.observers:
+            observer.on_ledger(ledger, module)
         return ledger
 
 
@@ -146,7 +180,8 @@ def _run_pass(item: Pass, module: Module, context: Context, verification: Any) -
     versions = _versions(sources)
     start = time.perf_counter()
     try:
-        changed = item.run(module, context)
+        with open_journal() as journal:
+            changed = item.run(module, context)
     except Exception as error:
         error.add_note(f"while running the pass {describe_pass(item)}")
         raise
@@ -165,7 +200,7 @@ def _run_pass(item: Pass, module: Module, context: Context, verification: Any) -
     drift, perplexity = verification.check(item, before, module) if verification is not None else (None, None)
     return Row(
         describe_pass(item), changed, measure_size(module), drift, perplexity, seconds, time.perf_counter() - start,
-        peak_memory(),
+        peak_memory(), journal.spent,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
@@ -18,6 +19,7 @@ from typing import TypeAlias
 from slmopt.errors import IRError
 from slmopt.ir.graph import Attribute, Graph, Module, Op, Operand, Value, Weight
 from slmopt.ir.types import TensorType
+from slmopt.journal import Journal, current_journal, place_of
 
 __all__ = [
     "COMMUTATIVE", "Build", "Match", "Pattern", "Rewriter", "Rule", "any_", "constant", "constant_value",
@@ -320,15 +322,22 @@ def _root_names(pattern: Pattern) -> tuple[str, ...]:
 def _sweep(module: Module, graph: Graph, table: Mapping[str, list[Rule]]) -> list[str]:
     """Try every op once; returns the kinds that applied."""
     applied: list[str] = []
+    journal = current_journal()
     for root in graph.walk():
         for entry in table.get(root.name, ()):
-            if _apply(module, graph, root, entry):
+            start = time.perf_counter()
+            done = _apply(module, graph, root, entry, journal)
+            journal.spend(entry.kind, time.perf_counter() - start)
+            if done:
                 applied.append(entry.kind)
                 break
     return applied
 
 
-def _apply(module: Module, graph: Graph, root: Op, entry: Rule) -> bool:
+def _apply(module: Module, graph: Graph, root: Op, entry: Rule, journal: Journal) -> bool:
+    place = place_of(root)
+    if not journal.permits(entry.kind, place):
+        return False
     for found in entry.pattern.find(root.results[0], {}):
         at = Rewriter(module, graph, root)
         new = entry.build(at, Match(root, found))
@@ -337,6 +346,7 @@ def _apply(module: Module, graph: Graph, root: Op, entry: Rule) -> bool:
             if new.type != old.type:
                 raise IRError(f"the rule {entry.kind!r} replaces {root.describe()}: {old.type} by {new.type}")
             _replace(graph, old, new, at.created)
+            journal.record(entry.kind, place)
             return True
         for made in reversed(at.created):
             erase_unused(graph, made)
