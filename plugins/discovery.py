@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from slmopt.errors import InputError, nearest
+from slmopt.offers import Offer
 from slmopt.plugins.hooks import GROUP, HookSpecifications
 
 if TYPE_CHECKING:
@@ -24,25 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Offer", "Registry", "installed", "registry"]
 
 _BUILTIN = "slmopt"
-
-
-@dataclass(frozen=True)
-class Offer:
-    """One name, who offers it, and where it is: "module:attribute", or a file."""
-
-    name: str
-    place: str | Path
-    owner: str
-
-    def load(self) -> Any:
-        """Import what the offer names; InputError names the plugin where that fails."""
-        module, colon, attribute = str(self.place).partition(":")
-        if not colon:
-            raise InputError(f"{self.owner} offers {self.name!r} at {module!r}: expected module:attribute")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"{self.name!r}, offered by {self.owner}, cannot be imported: {error}") from error
 
 
 class Registry:

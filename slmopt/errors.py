@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ArtifactError", "ContractError", "IRError", "InputError", "SlmError", "UnsupportedError", "nearest"]
+__all__ = [
+    "ArtifactError",
+    "ContractError",
+    "IRError",
+    "InputError",
+    "PluginWarning",
+    "SlmError",
+    "UnsupportedError",
+    "nearest",
+]
 
 
 class SlmError(Exception):
@@ -33,6 +42,10 @@ class ContractError(SlmError):
 
 class ArtifactError(SlmError):
     """A compiled artifact cannot be opened or run."""
+
+
+class PluginWarning(UserWarning):
+    """Something is wrong with an installed plugin; it says which, and everything else goes on working."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
