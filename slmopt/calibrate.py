@@ -9,7 +9,7 @@ from typing import Any
 
 from slmopt.errors import InputError
 
-__all__ = ["SEPARATOR", "Calibration", "read_text", "tokenize_documents"]
+__all__ = ["SEPARATOR", "Calibration", "read_text", "read_tokenizer", "tokenize_documents"]
 
 SEPARATOR = "<|endoftext|>"
 
@@ -51,7 +51,7 @@ def tokenize_documents(metadata: dict[str, Any], text: str, separator: str = SEP
 
     InputError where the module has no tokenizer or the text gives no token to predict.
     """
-    tokenizer = _tokenizer(metadata)
+    tokenizer = read_tokenizer(metadata)
     begin = metadata.get("bos_token_id")
     documents = []
     for document in text.split(separator):
@@ -75,7 +75,8 @@ def from_documents(metadata: dict[str, Any], documents: Iterable[Sequence[int]])
     return Calibration(tuple(kept))
 
 
-def _tokenizer(metadata: dict[str, Any]) -> Any:
+def read_tokenizer(metadata: dict[str, Any]) -> Any:
+    """The tokenizer that a module names (package `tokenizers`); InputError where it names none that can be read."""
     path = metadata.get("tokenizer")
     if not path:
         raise InputError("the model has no tokenizer, so text cannot be used with it")
