@@ -16,6 +16,8 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest
 
 bench: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.peers.install || true  # peers that are absent are named in the table
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.quality
 

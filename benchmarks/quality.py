@@ -12,7 +12,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu import processor, write_results
+from benchmarks.machine import processor
+from benchmarks.report import write_results
 
 _SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _RESULTS = Path(__file__).parent / "results" / "quality.json"
