@@ -1,4 +1,4 @@
-"""What comes with slmopt: the only file that names a built-in pass, backend, frontend or recipe."""
+"""What comes with slmopt: the only file that names a built-in pass, backend, kernel, frontend, recipe or metric."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from pathlib import Path
 
 from slmopt.plugins.hooks import slmopt_plugin
 
-__all__ = ["slmopt_backends", "slmopt_frontends", "slmopt_passes", "slmopt_recipes"]
+__all__ = [
+    "slmopt_backends",
+    "slmopt_frontends",
+    "slmopt_isas",
+    "slmopt_lowerings",
+    "slmopt_metrics",
+    "slmopt_passes",
+    "slmopt_recipes",
+]
 
 _RECIPES = Path(__file__).resolve().parent / "recipes"
+_ISAS = Path(__file__).resolve().parent.parent / "backends" / "cpu" / "isa"
+_RULES = "slmopt.backends.tvm.rules"
 
 
 @slmopt_plugin
@@ -42,6 +52,28 @@ def slmopt_backends() -> Mapping[str, str]:
 
 
 @slmopt_plugin
+def slmopt_isas() -> Mapping[str, Path]:
+    """Every built-in instruction set, one TOML file each."""
+    return {name: _ISAS / f"{name}.toml" for name in ("avx512-vnni", "avx2", "scalar")}
+
+
+@slmopt_plugin
+def slmopt_lowerings() -> Mapping[str, str]:
+    """Every op with a kernel of its own; primitives without one go through TVM's expressions."""
+    return {
+        "tvm:embedding": f"{_RULES}:lower_embedding",
+        "tvm:linear": f"{_RULES}:lower_linear",
+        "tvm:rms_norm": f"{_RULES}:lower_norm",
+        "tvm:layer_norm": f"{_RULES}:lower_norm",
+        "tvm:rope": f"{_RULES}:lower_rope",
+        "tvm:glu": f"{_RULES}:lower_glu",
+        "tvm:quantize_rows": f"{_RULES}:lower_quantize_rows",
+        "tvm:cache_update": f"{_RULES}:lower_cache_update",
+        "tvm:attention": f"{_RULES}:lower_attention",
+    }
+
+
+@slmopt_plugin
 def slmopt_frontends() -> Mapping[str, str]:
     """Every built-in frontend, tried in this order."""
     return {
@@ -55,3 +87,13 @@ def slmopt_frontends() -> Mapping[str, str]:
 def slmopt_recipes() -> Mapping[str, Path]:
     """The presets, one TOML file each."""
     return {name: _RECIPES / f"{name}.toml" for name in ("f32", "f16", "w8", "w4")}
+
+
+@slmopt_plugin
+def slmopt_metrics() -> Mapping[str, str]:
+    """Every built-in metric."""
+    return {
+        "perplexity": "slmopt.metrics.likelihood:Perplexity",
+        "bits-per-byte": "slmopt.metrics.likelihood:BitsPerByte",
+        "accuracy": "slmopt.metrics.accuracy:Accuracy",
+    }

@@ -2,49 +2,66 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable, Iterable
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pluggy
-
-from slmopt.errors import InputError, nearest
+from slmopt.errors import InputError, PluginWarning, SlmError, nearest
 from slmopt.offers import Offer
-from slmopt.plugins.hooks import GROUP, HookSpecifications
+from slmopt.plugins.collection import collect
+from slmopt.plugins.installed import BUILTIN, DISABLE, Plugin, Problem, describe, find_plugins
 
 if TYPE_CHECKING:
     from slmopt.backend import Backend
     from slmopt.frontend import Frontend
-    from slmopt.pipeline import Pass
+    from slmopt.metrics import Document, Metric, Subject
+    from slmopt.pipeline import Observer, Pass
     from slmopt.recipe import Recipe
+    from slmopt.rewrite import Rule
 
-__all__ = ["Offer", "Registry", "installed", "registry"]
+__all__ = ["Offer", "Registry", "registry"]
 
-_BUILTIN = "slmopt"
+
+_Found = TypeVar("_Found")
 
 
 class Registry:
-    """What a set of plugins offers. InputError where two offer one name, naming both."""
+    """What a set of plugins offers, each plugin given as such or as its owner's name and its module or object.
 
-    def __init__(self, plugins: Iterable[tuple[str, Any]]) -> None:
-        manager = pluggy.PluginManager(GROUP)
-        manager.add_hookspecs(HookSpecifications)
-        for owner, plugin in plugins:
-            try:
-                manager.register(plugin, name=owner)
-            except (ValueError, pluggy.PluginValidationError) as error:
-                raise InputError(f"plugin {owner} is not usable: {error}") from error
-        try:
-            manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise InputError(f"plugin {manager.get_name(error.plugin)} is not usable: {error}") from error
-        self.passes = _collect(manager.hook.slmopt_passes, "pass")
-        self.backends = _collect(manager.hook.slmopt_backends, "backend")
-        self.recipes = _collect(manager.hook.slmopt_recipes, "recipe")
-        self.ops = _collect(manager.hook.slmopt_ops, "op")
-        self.frontends = _collect(manager.hook.slmopt_frontends, "frontend")
+    What is wrong with a plugin is a PluginWarning, here or where it first shows, and is kept in `problems`; everything
+    else goes on working. A name with several owners is an InputError where it is used.
+    """
+
+    def __init__(self, plugins: Iterable[Plugin | tuple[str, Any]], problems: Iterable[str] = ()) -> None:
+        self.plugins = [item if isinstance(item, Plugin) else Plugin(*item) for item in plugins]
+        self.problems: list[Problem] = []
+        self._said: set[str] = set()
+        self._owners = {plugin.owner: plugin for plugin in self.plugins}
+        found = collect(self.plugins)
+        self.offers, self.claims, self.watchers = found.offers, found.claims, found.watchers
+        self.passes, self.backends, self.recipes = self.offers.passes, self.offers.backends, self.offers.recipes
+        self.ops, self.frontends, self.metrics = self.offers.ops, self.offers.frontends, self.offers.metrics
+        self.other_problems = list(problems)
+        for text in self.other_problems:
+            warnings.warn(text, PluginWarning, stacklevel=2)
+        for problem in found.problems:
+            self.report(problem)
+
+    def report(self, problem: Problem) -> None:
+        """Warn of something wrong with a plugin, once."""
+        if str(problem) not in self._said:
+            self._said.add(str(problem))
+            self.problems.append(problem)
+            warnings.warn(str(problem), PluginWarning, stacklevel=3)
+
+    def report_offer(self, offer: Offer, cause: str | Exception, hook: str = "") -> None:
+        """Warn of an offer that cannot be used, and go on without it. Of a clash was warned when it was found."""
+        if not offer.rivals:
+            self.report(Problem(self._owners[offer.owner], str(cause), hook))
 
     def find_pass(self, name: str) -> type[Pass]:
         """The class of the pass `name`; InputError suggests the nearest name."""
@@ -52,14 +69,35 @@ class Registry:
 
         offer = _find(name, self.passes, "pass", "slmopt passes")
         found = offer.load()
-        if not (isinstance(found, type) and issubclass(found, Pass)) or found.name != name:
-            raise InputError(f"pass {name!r}, offered by {offer.owner}: {offer.place} is no Pass with name = {name!r}")
+        if not (isinstance(found, type) and issubclass(found, Pass)) or getattr(found, "name", None) != name:
+            raise InputError(f"pass {name!r}, offered by {offer.source}: {offer.place} is no Pass with name = {name!r}")
         return found
 
     def find_backend(self, name: str) -> Backend:
         """The backend `name`; InputError suggests the nearest name."""
-        backend: Backend = _find(name, self.backends, "target", "slmopt targets").load()()
+        offer = _find(name, self.backends, "target", "slmopt targets")
+        takes = inspect.signature(offer.load()).parameters
+        backend: Backend = _make(offer, *((self.offers,) if takes else ()))
         return backend
+
+    def find_metric(self, name: str) -> Metric:
+        """The metric `name`; InputError suggests the nearest name."""
+        offer = _find(name, self.metrics, "metric", "slmopt plugins")
+        found: Metric = _make(offer)
+        if getattr(found, "name", None) != name or not callable(getattr(found, "measure", None)):
+            raise InputError(f"metric {name!r}, offered by {offer.source}: {offer.place} makes no Metric with "
+                             f"name = {name!r}")  # fmt: skip
+        return found
+
+    def measure(self, metric: Metric, subject: Subject, documents: Sequence[Document]) -> float:
+        """What a metric of this registry measures; InputError names its owner where it fails or gives no number."""
+        offer = self.metrics[metric.name]
+        try:
+            return float(metric.measure(subject, documents))
+        except SlmError:
+            raise
+        except Exception as error:
+            raise InputError(f"metric {metric.name!r}, offered by {offer.source}, failed: {describe(error)}") from error
 
     def find_recipe(self, name: str | Path) -> Recipe:
         """The recipe in a file, or the preset of that name."""
@@ -67,70 +105,180 @@ class Registry:
 
         if isinstance(name, Path) or "/" in name or name.endswith(".toml"):
             return read_recipe(name)
-        return read_recipe(_find(name, self.recipes, "recipe", "slmopt recipes").place, name)
+        return read_recipe(_find(name, self.recipes, "recipe", "slmopt recipes").file(), name)
 
     def find_frontend(self, source: Any) -> Frontend:
         """The first frontend that accepts `source`, plugins before the built-in; InputError where none does."""
-        for offer in sorted(self.frontends.values(), key=lambda offer: offer.owner == _BUILTIN):
-            frontend: Frontend = offer.load()()
-            if frontend.accepts(source):
-                return frontend
-        raise InputError(f"{source!r} is nothing that can be loaded: expected a model directory, IR text (.slm) or a "
-                         f"torch.nn.Module; known frontends: {', '.join(self.frontends)}")  # fmt: skip
+        failed: InputError | None = None
+        for offer in sorted(self.frontends.values(), key=lambda offer: offer.owner == BUILTIN):
+            try:
+                frontend: Frontend = _make(offer)
+                accepted = frontend.accepts(source)
+            except InputError as error:
+                failed = error
+                self.report_offer(offer, error, "slmopt_frontends")
+            except Exception as error:
+                self.report_offer(offer, f"frontend {offer.name!r} raised {describe(error)}", "slmopt_frontends")
+            else:
+                if accepted:
+                    return frontend
+        raise InputError(
+            f"{source!r} is nothing that can be loaded: expected a model directory, IR text (.slm) or a "
+            f"torch.nn.Module; known frontends: {', '.join(self.frontends)}"
+        ) from failed
+
+    def working_passes(self) -> dict[str, type[Pass]]:
+        """Every pass that can be imported, by name; the others are warnings."""
+        return self._working(self.passes, self.find_pass)
+
+    def working_backends(self) -> dict[str, Backend]:
+        """Every backend that can be imported, by name; the others are warnings."""
+        return self._working(self.backends, self.find_backend)
+
+    def working_recipes(self) -> dict[str, Recipe]:
+        """Every recipe that can be read and whose passes exist, by name; the others are warnings."""
+
+        def read(name: str) -> Recipe:
+            recipe = self.find_recipe(name)
+            recipe.build(self.find_pass)
+            return recipe
+
+        return self._working(self.recipes, read)
+
+    def _working(self, offers: Mapping[str, Offer], find: Callable[[str], _Found]) -> dict[str, _Found]:
+        found = {}
+        for name, offer in offers.items():
+            try:
+                found[name] = find(name)
+            except InputError as error:
+                self.report_offer(offer, error)
+        return found
 
     def providers(self) -> dict[str, list[str]]:
         """For each fact, the passes that ensure it; imports every pass."""
         found: dict[str, list[str]] = {}
-        for name in self.passes:
-            for fact in self.find_pass(name).ensures:
+        for name, item in self.working_passes().items():
+            for fact in item.ensures:
                 found.setdefault(fact, []).append(name)
         return found
 
+    def rules_for(self, name: str) -> tuple[Rule, ...]:
+        """The rules that plugins add to the pass `name`, by the order of their rulesets' names."""
+        found: list[Rule] = []
+        for offer in sorted(self.offers.rules.values(), key=lambda offer: offer.name):
+            if offer.name.partition("/")[0] == name:
+                found += self._ruleset(offer)
+        return tuple(found)
+
+    def check_rules(self) -> None:
+        """Warn of rulesets for passes that take none; imports the passes that rulesets are for."""
+        for offer in self.offers.rules.values():
+            name = offer.name.partition("/")[0]
+            if name not in self.passes:
+                continue  # warned of already
+            try:
+                item = self.find_pass(name)
+            except InputError as error:
+                self.report_offer(offer, error, "slmopt_rules")
+                continue
+            if not getattr(item, "takes_rules", False):
+                other = self.passes[name].source
+                cause = f"ruleset {offer.name!r} is for the pass {name!r} of {other}, which takes no rules"
+                self.report_offer(offer, cause, "slmopt_rules")
+
+    def _ruleset(self, offer: Offer) -> Sequence[Rule]:
+        from slmopt.rewrite import Rule
+
+        try:
+            rules = offer.load()
+        except InputError as error:
+            self.report_offer(offer, error, "slmopt_rules")
+            return ()
+        if not isinstance(rules, Sequence) or not all(isinstance(item, Rule) for item in rules):
+            cause = f"ruleset {offer.name!r}: {offer.place} is no sequence of slmopt.rewrite.Rule"
+            self.report_offer(offer, cause, "slmopt_rules")
+            return ()
+        return rules
+
+    def check_offers(self) -> None:
+        """Import every offer of third parties, and warn of those that cannot be or are not what they say."""
+        for offer in self.claims:
+            try:
+                if offer.owner != BUILTIN:
+                    self._check_offer(offer)
+            except SlmError as error:
+                self.report_offer(offer, error)
+
+    def _check_offer(self, offer: Offer) -> None:
+        finders: dict[str, Callable[[str], object]] = {
+            "pass": self.find_pass, "target": self.find_backend, "metric": self.find_metric, "recipe": self.find_recipe,
+        }  # fmt: skip
+        if offer.kind in finders:
+            finders[offer.kind](offer.name)
+        elif offer.kind == "op":
+            _spec_loader(offer)()
+        elif offer.kind == "ruleset":
+            self._ruleset(offer)
+        elif not isinstance(offer.place, Path):
+            offer.load()
+
+    def observers(self) -> tuple[Observer, ...]:
+        """What pipelines tell of their passes, for plugins that watch them; none where none does."""
+        from slmopt.plugins.watching import PluginObserver
+
+        return (PluginObserver(self.watchers, self.report),) if self.watchers else ()
+
     def add_ops(self) -> None:
-        """Make the ops of plugins known to the IR; does nothing where no plugin has any."""
+        """Make the ops of plugins known to the IR; each is imported when it is first used."""
         from slmopt.ir.ops import registry as ops
 
         for offer in self.ops.values():
-            if offer.name not in ops:
-                ops.add([spec for spec in offer.load() if spec.name == offer.name], offer.owner)
+            other = ops.owner(offer.name)
+            if other is None:
+                ops.promise(offer.name, offer.source, _spec_loader(offer))
+            elif other != offer.source:
+                cause = f"op {offer.name!r} of {offer.source} is already defined by {other}, whose op stays"
+                self.report_offer(offer, cause, "slmopt_ops")
 
 
-def _collect(hook: Any, kind: str) -> dict[str, Offer]:
-    found: dict[str, Offer] = {}
-    for implementation in hook.get_hookimpls():
-        owner = str(implementation.plugin_name)
-        call: Callable[[], dict[str, str | Path]] = implementation.function
-        for name, place in call().items():
-            if name in found:
-                raise InputError(f"{kind} {name!r} is offered twice, by {found[name].owner} and by {owner}: "
-                                 "uninstall one of them")  # fmt: skip
-            found[name] = Offer(name, place, owner)
-    return found
+def _spec_loader(offer: Offer) -> Callable[[], Any]:
+    def load() -> Any:
+        from slmopt.ir.spec import OpSpec
+
+        found = offer.load()
+        specs = [found] if isinstance(found, OpSpec) else found if isinstance(found, Sequence) else []
+        for spec in specs:
+            if isinstance(spec, OpSpec) and spec.name == offer.name:
+                return spec
+        raise InputError(f"op {offer.name!r}, offered by {offer.source}: {offer.place} holds no OpSpec of that name")
+
+    return load
 
 
-def _find(name: str, offers: dict[str, Offer], kind: str, listing: str) -> Offer:
+def _make(offer: Offer, *arguments: Any) -> Any:
+    """An object of the class that is offered; InputError names the owner where it cannot be made."""
+    cls = offer.load()
+    try:
+        return cls(*arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{offer.kind} {offer.name!r}, offered by {offer.source}: {offer.place} cannot be made: "
+                         f"{describe(error)}") from error  # fmt: skip
+
+
+def _find(name: str, offers: Mapping[str, Offer], kind: str, listing: str) -> Offer:
     if name not in offers:
         known = f"known: {', '.join(offers) or 'none'}" if len(offers) < 8 else f"`{listing}` lists them"
         raise InputError(f"unknown {kind} {name!r}{nearest(name, offers)}; {known}")
     return offers[name]
 
 
-def installed() -> list[tuple[str, Any]]:
-    """The built-ins and every installed plugin (entry-point group "slmopt"), each with its owner's name."""
-    from slmopt.plugins import builtin
-
-    plugins: list[tuple[str, Any]] = [(_BUILTIN, builtin)]
-    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
-        owner = f"{point.dist.name if point.dist is not None else 'unknown'} ({point.name})"
-        try:
-            plugins.append((owner, point.load()))
-        except Exception as error:
-            raise InputError(f"plugin {owner} cannot be loaded from {point.value!r}: {error}; "
-                             "mend or uninstall it") from error  # fmt: skip
-    return plugins
+def registry() -> Registry:
+    """The registry of everything installed, but for what SLMOPT_DISABLE_PLUGINS switches off."""
+    return _registry(os.environ.get(DISABLE, ""))
 
 
 @cache
-def registry() -> Registry:
-    """The registry of everything installed."""
-    return Registry(installed())
+def _registry(disabled: str) -> Registry:
+    return Registry(*find_plugins(disabled))

@@ -1,4 +1,4 @@
-"""The verbs: load, optimize, compile, open. Each imports what it needs when it is called."""
+"""The verbs: load, parse, optimize, compile, open, evaluate. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from slmopt.recipe import Recipe
     from slmopt.runtime import LanguageModel
 
-__all__ = ["compile", "load", "open", "optimize"]
+__all__ = ["compile", "evaluate", "load", "open", "optimize", "parse"]
 
 TEXT_TOKENS = 4096  # of a calibration text, so many tokens are looked at after each lossy pass
 
@@ -36,6 +36,15 @@ def load(source: Any, **options: Any) -> Module:
     known = registry()
     known.add_ops()
     return known.find_frontend(source).load(source, **options)
+
+
+def parse(text: str) -> Module:
+    """The module that IR text describes, ops of plugins included; it has no weights. IRError says what is wrong."""
+    from slmopt.ir.text import parse_module
+    from slmopt.plugins.discovery import registry
+
+    registry().add_ops()
+    return parse_module(text)
 
 
 def optimize(
@@ -66,11 +75,15 @@ def _run(
     from slmopt.plugins.discovery import registry
     from slmopt.target import parse_target
 
+    known = registry()
+    known.add_ops()
+    known.check_rules()
     calibration = None if text is None else tokenize_documents(module.metadata, text).head(text_tokens)
-    context = Context(None if target is None else parse_target(target), calibration, report)
+    context = Context(None if target is None else parse_target(target), calibration, report, known.rules_for)
     result = module.copy()
-    providers = registry().providers() if any(item.requires for item in passes) else {}
-    Pipeline(passes, budget, verify=verify, providers=providers).run(result, context, observe)
+    providers = known.providers() if any(item.requires for item in passes) else {}
+    pipeline = Pipeline(passes, budget, verify=verify, providers=providers, observers=known.observers())
+    pipeline.run(result, context, observe)
     return result
 
 
@@ -145,3 +158,23 @@ def open(path: str | os.PathLike[str], threads: int = 0) -> LanguageModel:
     from slmopt.runtime import open as open_artifact
 
     return open_artifact(path, threads)
+
+
+def evaluate(
+    source: Module | LanguageModel | str | os.PathLike[str], text: str, metrics: Sequence[str] = ("perplexity",), *,
+    separator: str = "<|endoftext|>", threads: int = 0,
+) -> dict[str, float]:  # fmt: skip
+    """Metrics of a module, an opened model, or the model or artifact at a path, on a text (contents, not a path).
+
+    Documents are split at `separator`; each begins with an empty context and is cut at the context's end. `threads` is
+    for an artifact that is opened here. Raises InputError for an unknown metric, or where there is nothing to predict.
+    """
+    from slmopt.evaluate import open_subject
+    from slmopt.metrics import read_documents
+    from slmopt.plugins.discovery import registry
+
+    known = registry()
+    found = [known.find_metric(name) for name in dict.fromkeys(metrics)]
+    with open_subject(source, threads) as subject:
+        documents = read_documents(subject, text, separator)
+        return {metric.name: known.measure(metric, subject, documents) for metric in found}

@@ -10,10 +10,13 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from slmopt import __version__
-from slmopt.errors import SlmError
+from slmopt.errors import PluginWarning, SlmError
 
 __all__ = ["build_parser", "main"]
 
@@ -23,13 +26,16 @@ _COMMANDS = {
     "opt": ("opt", "run passes on a model or on IR text, and print IR text"),
     "inspect": ("inspect", "show what a model, IR text or artifact is made of"),
     "diff": ("diff", "compare two models, IR texts or artifacts"),
-    "eval": ("eval", "measure the perplexity of a compiled model on a text"),
+    "eval": ("eval", "measure perplexity and other metrics of a model on a text"),
     "bench": ("bench", "measure the speed of a compiled model"),
     "demo": ("demo", "compile the bundled model and let it write"),
     "passes": ("passes", "list passes and their options"),
     "targets": ("targets", "list targets and what this machine can do with them"),
     "recipes": ("recipes", "list recipes and their passes"),
+    "plugins": ("plugins", "list plugins, what each offers, and what is wrong with it"),
 }
+_NO_PLUGINS = "switch off plugins of third parties"
+_DISABLE = "SLMOPT_DISABLE_PLUGINS"  # as slmopt.plugins.installed reads it
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -41,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 success, 1 failed check or budget, 2 wrong use",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"slmopt {__version__}")
+    parser.add_argument("--no-plugins", action="store_true", help=_NO_PLUGINS)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module_name, summary) in _COMMANDS.items():
         module = importlib.import_module(f"slmopt.commands.{module_name}")
@@ -48,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(command)
+        command.add_argument("--no-plugins", action="store_true", default=argparse.SUPPRESS, help=_NO_PLUGINS)
         command.set_defaults(run=module.run)
     return parser
 
@@ -56,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. argparse itself exits with 2 on wrong use."""
     parsed = build_parser().parse_args(arguments)
     try:
-        code = int(parsed.run(parsed))
+        with _plugin_warnings(), _plugins_off(parsed.no_plugins):
+            code = int(parsed.run(parsed))
         sys.stdout.flush()
     except SlmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,3 +77,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
         return _BROKEN_PIPE
     return code
+
+
+@contextmanager
+def _plugin_warnings() -> Iterator[None]:
+    """What is wrong with plugins is said in one line on standard error; other warnings are shown as ever."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PluginWarning)
+        show = warnings.showwarning
+
+        def print_warning(message: Any, category: type[Warning], *place: Any, **options: Any) -> None:
+            if issubclass(category, PluginWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *place, **options)
+
+        warnings.showwarning = print_warning
+        yield
+
+
+@contextmanager
+def _plugins_off(off: bool) -> Iterator[None]:
+    """Switch third parties off for a command and the processes it starts."""
+    before = os.environ.get(_DISABLE)
+    if off:
+        os.environ[_DISABLE] = "1"
+    try:
+        yield
+    finally:
+        if off:
+            os.environ.pop(_DISABLE)
+            os.environ.update({} if before is None else {_DISABLE: before})

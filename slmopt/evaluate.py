@@ -1,20 +1,26 @@
-"""Perplexity of a module, computed by the interpreter; the compiled model has its own in `LanguageModel.perplexity`."""
+"""Perplexity of a module, computed by the interpreter; what metrics measure, opened from whatever stands for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slmopt.calibrate import Calibration
+from slmopt.errors import InputError
 from slmopt.interpreter import run
 
 if TYPE_CHECKING:
     import torch
 
     from slmopt.ir.graph import Module
+    from slmopt.metrics import CompiledSubject, ModuleSubject
+    from slmopt.runtime import LanguageModel
 
-__all__ = ["measure_perplexity"]
+__all__ = ["measure_perplexity", "open_subject"]
 
 _LOGITS_AT_ONCE = 1 << 22  # numbers: so many rows of logits become probabilities at a time
 
@@ -48,3 +54,35 @@ def _nats(logits: torch.Tensor, document: tuple[int, ...]) -> float:
         part = logits[start : start + rows][: len(targets) - start].double()
         total += float(torch.nn.functional.cross_entropy(part, targets[start : start + rows], reduction="sum"))
     return total
+
+
+@contextmanager
+def open_subject(
+    source: Module | LanguageModel | str | os.PathLike[str], threads: int = 0
+) -> Iterator[ModuleSubject | CompiledSubject]:
+    """What metrics measure: a module, an opened model, or the artifact or model at a path.
+
+    InputError where it is a module without weights.
+    """
+    from slmopt.artifact import MANIFEST
+    from slmopt.ir.graph import Module
+    from slmopt.metrics import CompiledSubject, ModuleSubject
+
+    if isinstance(source, str | os.PathLike) and (Path(source) / MANIFEST).is_file():
+        from slmopt.runtime import open as open_artifact
+
+        with open_artifact(source, threads) as model:
+            yield CompiledSubject(model)
+        return
+    if isinstance(source, str | os.PathLike):
+        from slmopt.api import load
+
+        source = load(source)
+    if not isinstance(source, Module):
+        yield CompiledSubject(source)
+        return
+    for key in source.weight_types():
+        if key not in source.weights:
+            raise InputError(f"@{source.name} has no weights (@{key} is missing): IR text alone cannot be measured; "
+                             "give the model's directory")  # fmt: skip
+    yield ModuleSubject(source)

@@ -46,8 +46,9 @@ class Offer:
 
     @property
     def source(self) -> str:
-        """The owner with its version, as messages name it."""
-        return f"{self.owner} {self.version}".rstrip()
+        """The owner with its version, as messages name it: `my-package 1.0 (entry-point)`."""
+        package, bracket, point = self.owner.partition(" (")
+        return f"{package} {self.version}".rstrip() + bracket + point
 
     def load(self) -> Any:
         """Import what the offer names; InputError names the owner where that fails, and all owners of a shared name."""
@@ -69,12 +70,16 @@ class Offer:
             raise InputError(f"{self.source} offers {self.kind} {self.name!r} at {self.place}: expected a file (Path)")
         return self.place
 
+    @property
+    def shared(self) -> str:
+        """Who the rivals are, in words."""
+        return f"{self.kind} {self.name!r} is offered by " + " and by ".join(rival.source for rival in self.rivals)
+
     def require_one_owner(self) -> None:
         """InputError naming all owners, where several offer this name and none of them alone replaces it."""
         if self.rivals:
-            owners = " and by ".join(rival.source for rival in self.rivals)
-            raise InputError(f"{self.kind} {self.name!r} is offered by {owners}: uninstall all but one, switch one off "
-                             f"(SLMOPT_DISABLE_PLUGINS), or let one say replaces(...)")  # fmt: skip
+            raise InputError(f"{self.shared}: uninstall all but one, switch one off (SLMOPT_DISABLE_PLUGINS), "
+                             "or let one say replaces(...)")  # fmt: skip
 
 
 @dataclass(frozen=True)

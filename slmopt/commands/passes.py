@@ -23,11 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
     from slmopt.plugins.discovery import registry
 
     known = registry()
-    names = list(known.passes) if arguments.name is None else [arguments.name]
-    found = []
-    for name in names:
-        cls = known.find_pass(name)
-        found.append({**_describe(cls), "owner": known.passes[name].owner})
+    name = arguments.name
+    classes = known.working_passes() if name is None else {name: known.find_pass(name)}
+    found = [{**_describe(cls), "owner": known.passes[key].owner} for key, cls in classes.items()]
     if arguments.json:
         print_json(found)
     elif arguments.name is None:

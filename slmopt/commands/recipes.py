@@ -22,8 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     from slmopt.plugins.discovery import registry
 
     known = registry()
-    names = list(known.recipes) if arguments.name is None else [arguments.name]
-    found = [_describe(known.find_recipe(name)) for name in names]
+    name = arguments.name
+    recipes = list(known.working_recipes().values()) if name is None else [known.find_recipe(name)]
+    found = [_describe(recipe) for recipe in recipes]
     if arguments.json:
         print_json(found)
         return 0

@@ -19,9 +19,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     known = registry()
     found: list[dict[str, Any]] = []
-    for name, offer in known.backends.items():
-        backend = known.find_backend(name)
-        found.append({"name": name, "summary": backend.summary, "owner": offer.owner, "status": dict(backend.status())})
+    for name, backend in known.working_backends().items():
+        owner = known.backends[name].owner
+        found.append({"name": name, "summary": backend.summary, "owner": owner, "status": dict(backend.status())})
     if arguments.json:
         print_json(found)
         return 0

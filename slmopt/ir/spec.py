@@ -124,6 +124,7 @@ class OpRegistry:
 
     def __init__(self) -> None:
         self._specs: dict[str, tuple[OpSpec, str]] = {}
+        self._promised: dict[str, tuple[Callable[[], OpSpec], str]] = {}
 
     def add(self, specs: Iterable[OpSpec], owner: str) -> None:
         """Add specs on behalf of `owner` (a distribution or module name)."""
@@ -132,14 +133,32 @@ class OpRegistry:
                 raise IRError(f"op {spec.name!r} of {owner} is already defined by {self._specs[spec.name][1]}")
             self._specs[spec.name] = (spec, owner)
 
+    def promise(self, name: str, owner: str, load: Callable[[], OpSpec]) -> None:
+        """The op `name` of `owner`, whose spec `load` gives when the op is first looked up; IRError where it exists."""
+        known = self.owner(name)
+        if known is not None:
+            raise IRError(f"op {name!r} of {owner} is already defined by {known}")
+        self._promised[name] = (load, owner)
+
+    def owner(self, name: str) -> str | None:
+        """Whose op that is; None where there is none of that name."""
+        found = self._specs.get(name) or self._promised.get(name)
+        return None if found is None else found[1]
+
     def lookup(self, name: str, location: str = "") -> OpSpec:
         """The spec of op `name`; IRError suggests the nearest name."""
         if name not in self._specs:
-            raise IRError(f"unknown op {name!r}{_place(location)}{nearest(name, self._specs)}")
+            if name not in self._promised:
+                known = (*self._specs, *self._promised)
+                raise IRError(f"unknown op {name!r}{_place(location)}{nearest(name, known)}")
+            load, owner = self._promised[name]
+            self._specs[name] = (load(), owner)
+            del self._promised[name]
         return self._specs[name][0]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._specs
+        return name in self._specs or name in self._promised
 
     def __iter__(self) -> Iterator[OpSpec]:
+        """Every op whose spec is there: those of the core, and those of plugins that have been looked up."""
         return (spec for spec, _ in self._specs.values())

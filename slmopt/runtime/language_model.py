@@ -185,6 +185,12 @@ class LanguageModel:
         with self._borrow() as session:
             return session.logits(ids)
 
+    def logits_in_parts(self, ids: Sequence[int], rows: int) -> Iterator[NDArray[np.float32]]:
+        """As `logits`, at most `rows` of them at a time, so that a large vocabulary does not fill the memory."""
+        with self._borrow() as session:
+            for start in range(0, len(ids), rows):
+                yield session.logits(ids[start : start + rows])
+
     def perplexity(
         self, text: str | Iterable[str] | Iterable[Sequence[int]], separator: str = "<|endoftext|>"
     ) -> Perplexity:

@@ -63,5 +63,8 @@ def test_a_plugin_that_does_not_load_is_named(site: Path, tmp_path: Path) -> Non
     shutil.copytree(site, tmp_path, dirs_exist_ok=True)
     (tmp_path / "slmopt_example" / "plugin.py").write_text("import no_such_module\n")
     done = slmopt(tmp_path, "passes")
-    assert done.returncode == 2
-    assert "error: plugin slmopt-example (example) cannot be loaded" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 0 and "quantize{" in done.stdout
+    assert done.stderr == (
+        "warning: plugin slmopt-example 1.0 (entry point example = slmopt_example.plugin): cannot be loaded: "
+        "ModuleNotFoundError: No module named 'no_such_module'; mend or uninstall it\n"
+    )
