@@ -79,7 +79,8 @@ def collect(plugins: Iterable[Plugin]) -> Collection:
     found.offers = Offers(**by_kind)
     for hook in _OBSERVING:
         for one in getattr(manager.hook, hook).get_hookimpls():
-            wants = (*one.argnames, *one.kwargnames)
+            specified = inspect.signature(getattr(HookSpecifications, hook)).parameters
+            wants = tuple(name for name in (*one.argnames, *one.kwargnames) if name in specified)
             found.watchers.append(Watcher(owners[one.plugin_name], hook, one.function, wants))
     _check_rulesets(found, owners)
     return found

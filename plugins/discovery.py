@@ -40,6 +40,7 @@ class Registry:
         self.plugins = [item if isinstance(item, Plugin) else Plugin(*item) for item in plugins]
         self.problems: list[Problem] = []
         self._said: set[str] = set()
+        self._observer: Observer | None = None  # one for all pipelines: it remembers whom it no longer calls
         self._owners = {plugin.owner: plugin for plugin in self.plugins}
         found = collect(self.plugins)
         self.offers, self.claims, self.watchers = found.offers, found.claims, found.watchers
@@ -224,9 +225,11 @@ class Registry:
 
     def observers(self) -> tuple[Observer, ...]:
         """What pipelines tell of their passes, for plugins that watch them; none where none does."""
-        from slmopt.plugins.watching import PluginObserver
+        if self._observer is None and self.watchers:
+            from slmopt.plugins.watching import PluginObserver
 
-        return (PluginObserver(self.watchers, self.report),) if self.watchers else ()
+            self._observer = PluginObserver(self.watchers, self.report)
+        return () if self._observer is None else (self._observer,)
 
     def add_ops(self) -> None:
         """Make the ops of plugins known to the IR; each is imported when it is first used."""

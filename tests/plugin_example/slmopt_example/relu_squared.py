@@ -8,7 +8,7 @@ from slmopt.ir.graph import Op, operand_type
 from slmopt.ir.spec import OpSpec
 from slmopt.ir.types import TensorType
 
-__all__ = ["SPECS"]
+__all__ = ["RELU_SQUARED"]
 
 
 def _infer(op: Op) -> TensorType:
@@ -19,4 +19,4 @@ def _reference(op: Op, x: Any) -> Any:
     return x.relu().square()
 
 
-SPECS = (OpSpec("relu_squared", ("x",), _infer, _reference, "max(x, 0) squared, elementwise (So et al. 2021)"),)
+RELU_SQUARED = OpSpec("relu_squared", ("x",), _infer, _reference, "max(x, 0) squared, elementwise (So et al. 2021)")

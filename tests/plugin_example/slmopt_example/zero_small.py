@@ -31,17 +31,22 @@ class ZeroSmall(Pass):
             raise InputError(f"zero-small: share must lie in 0 to 1, got {self.share}")
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
+        ops = [op for graph in module.graphs.values() for op in graph.walk()]
+        read = [op.operands[1] for op in ops if op.name == "linear"]
+        weights = [operand for operand in read if isinstance(operand, Weight) and operand.type.element == DType.f32]
+        sparse = {weight: self.derive(module, weight) for weight in weights}
         changed = 0
-        for graph in module.graphs.values():
-            for op in graph.walk():
-                weight = op.operands[1] if op.name == "linear" else None
-                if isinstance(weight, Weight) and weight.type.element == DType.f32:
-                    key = f"{weight.key}.sparse"
-                    done = f"smallest {self.share:.0%} zeroed"
-                    module.weights.derive(key, (weight.key,), weight.type, done, self.zero)
-                    op.set_operand(1, Weight(key, weight.type))
+        for op in ops:  # every op that reads such a weight, so that tied weights stay tied
+            for index, operand in enumerate(op.operands):
+                if isinstance(operand, Weight) and operand in sparse:
+                    op.set_operand(index, sparse[operand])
                     changed += 1
-        return {"linear": changed} if changed else {}
+        return {"weight": changed} if changed else {}
+
+    def derive(self, module: Module, weight: Weight) -> Weight:
+        """The sparse weight, computed when it is asked for."""
+        key, done = f"{weight.key}.sparse", f"smallest {self.share:.0%} zeroed"
+        return Weight(module.weights.derive(key, (weight.key,), weight.type, done, self.zero), weight.type)
 
     def zero(self, weight: torch.Tensor) -> torch.Tensor:
         """`weight` without its smallest numbers."""
