@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from unittest import mock
 
 import pytest
 import torch
@@ -119,3 +120,16 @@ def test_working_memory_is_a_few_slabs() -> None:
     finally:
         tracemalloc.stop()
     assert peak < weight.nbytes / 4
+
+
+@given(matrices(), TYPES, st.booleans())
+def test_the_c_routine_gives_what_numpy_gives_to_the_last_bit(
+    weight: torch.Tensor, type: QuantizedType, search: bool
+) -> None:
+    found = round_to_nearest(weight, type, search)
+    with mock.patch.object(rounding, "_native", return_value=None):
+        expected = round_to_nearest(weight, type, search)
+    assert rounding._native() is not None
+    assert torch.equal(found.codes, expected.codes) and torch.equal(found.scales, expected.scales)
+    if expected.minimum is not None:
+        assert found.minimum is not None and torch.equal(found.minimum, expected.minimum)

@@ -1,0 +1,84 @@
+"""What is slow to make and depends on nothing but its inputs, kept on disk by a hash of them.
+
+The environment's SLMOPT_CACHE names the directory, `off` keeps nothing; by default it is `slmopt` in the user's cache
+directory. Nothing in it is ever needed: it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["cache_directory", "keep", "keep_file"]
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+def cache_directory() -> Path | None:
+    """Where results are kept, or None."""
+    named = os.environ.get("SLMOPT_CACHE", "")
+    if named == "off":
+        return None
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "slmopt"
+
+
+def keep(kind: str, inputs: bytes, make: Callable[[], bytes]) -> bytes:
+    """What `make` gives, or gave before for equal `inputs`. A file that is damaged is made again.
+
+    `inputs` must hold everything that `make` depends on, versions included. That the directory cannot be written is no
+    error.
+    """
+    path = _path(kind, inputs)
+    if path is None:
+        return make()
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        stored = b""
+    digest, data = stored[:_DIGEST], stored[_DIGEST:]
+    if len(digest) == _DIGEST and hashlib.sha256(data).digest() == digest:
+        return data
+    data = make()
+    _write(path, hashlib.sha256(data).digest() + data)
+    return data
+
+
+def keep_file(kind: str, inputs: bytes, make: Callable[[Path], None]) -> Path | None:
+    """A file that `make` writes, or wrote before for equal `inputs`; None where no file can be kept."""
+    path = _path(kind, inputs)
+    if path is None:
+        return None
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            made = Path(directory) / path.name
+            make(made)
+            made.replace(path)
+    except OSError:
+        return None
+    return path
+
+
+def _path(kind: str, inputs: bytes) -> Path | None:
+    directory = cache_directory()
+    name = hashlib.sha256(kind.encode() + b"\0" + inputs).hexdigest()
+    return None if directory is None else directory / kind / name[:2] / name
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write atomically: a reader sees all of it or nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(data)
+        os.replace(file.name, path)
+    except OSError:
+        return
