@@ -14,6 +14,9 @@ Monomial: TypeAlias = tuple[str, ...]
 Dim: TypeAlias = Union[int, "SymbolicDim"]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+_TAKEN = ("none", "true", "false", "nan", "inf")  # constants of the IR text
+_MAX_NUMBER = 2**63
+_MAX_TERMS, _MAX_FACTORS = 256, 64  # sizes of real models have a few: more would cost time without end
 
 
 class SymbolicDim:
@@ -98,8 +101,10 @@ class SymbolicDim:
 
 def symbol(name: str) -> SymbolicDim:
     """The dimension named `name`."""
-    if not _NAME.fullmatch(name):
-        raise IRError(f"{name!r} is no name for a dimension: expected letters, digits and underscores")
+    if not _NAME.fullmatch(name) or name in _TAKEN:
+        raise IRError(
+            f"{name!r} is no name for a dimension: expected letters, digits and underscores, not {', '.join(_TAKEN)}"
+        )
     return SymbolicDim({(name,): 1})
 
 
@@ -113,6 +118,8 @@ def _simplify(terms: Mapping[Monomial, int]) -> Dim:
         return 0
     if set(kept) == {()}:
         return kept[()]
+    if len(kept) > _MAX_TERMS or any(len(monomial) > _MAX_FACTORS for monomial in kept):
+        raise IRError(f"a dimension has at most {_MAX_TERMS} terms of {_MAX_FACTORS} factors each")
     return SymbolicDim(kept)
 
 
@@ -144,7 +151,7 @@ def substitute_dim(dim: Dim, values: Mapping[str, Dim]) -> Dim:
 
 def parse_dim(text: str) -> Dim:
     """Parse `2*b*s - 1`; raises IRError on anything else."""
-    tokens = re.findall(r"\d+|[A-Za-z_][A-Za-z_0-9]*|\S", text)
+    tokens = re.findall(r"[0-9]+|[A-Za-z_][A-Za-z_0-9]*|\S", text)
     total: Dim = 0
     sign, factor, expect = 1, None, True
     for token in [*tokens, "+"]:
@@ -156,8 +163,14 @@ def parse_dim(text: str) -> Dim:
         elif token == "*" and not expect:
             expect = True
         elif expect and (token.isdigit() or _NAME.fullmatch(token)):
-            value: Dim = int(token) if token.isdigit() else symbol(token)
+            value: Dim = _read_number(token) if token.isdigit() else symbol(token)
             factor, expect = (value if factor is None else factor * value), False
         else:
-            raise IRError(f"{text!r} is no dimension: expected a sum of products such as 2*b*s - 1")
+            raise IRError(f"{text[:80]!r} is no dimension: expected a sum of products such as 2*b*s - 1")
     return total
+
+
+def _read_number(digits: str) -> int:
+    if len(digits) > 30 or int(digits) > _MAX_NUMBER:
+        raise IRError(f"{digits[:30]} does not fit into 64 bits")
+    return int(digits)

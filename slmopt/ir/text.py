@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Container
 from typing import Any
 
 from slmopt.errors import IRError
@@ -76,10 +77,12 @@ def print_module(module: Module) -> str:
 
 # --- parsing -----------------------------------------------------------------------------------------------------
 _TOKEN = re.compile(
-    r'(?P<space>\s+|//[^\n]*)|(?P<string>"(?:[^"\\]|\\.)*")|(?P<float>-?(?:\d+\.\d*(?:e[+-]?\d+)?|\d+e[+-]?\d+|inf\b))'
-    r"|(?P<int>\d+)|(?P<value>%\w+)|(?P<key>@[A-Za-z_][\w.]*|@(?=\"))|(?P<name>[A-Za-z_]\w*)|(?P<mark>[(){}\[\],:=+*-])"
+    r'(?P<space>\s+|//[^\n]*)|(?P<string>"(?:[^"\\]|\\.)*")|(?P<float>-?(?:[0-9]+\.[0-9]*(?:e[+-]?[0-9]+)?|[0-9]+e[+-]?[0-9]+|inf\b))'
+    r"|(?P<int>[0-9]+)|(?P<value>%\w+)|(?P<key>@[A-Za-z_][\w.]*|@(?=\"))|(?P<name>[A-Za-z_]\w*)|(?P<mark>[(){}\[\],:=+*-])"
 )
-_MAX_DEPTH = 32
+_MAX_DEPTH = 32  # of lists
+_MAX_JSON_DEPTH = 100
+_MAX_MESSAGE = 1000  # characters: names in a wrong text may be of any length
 
 
 class _Reader:
@@ -113,7 +116,7 @@ class _Reader:
 
     def error(self, message: str) -> IRError:
         found = self.token or "the end of the text"
-        return IRError(f"{self._where(self.tokens[self.at][2])}: {message}, found {found[:40]!r}")
+        return IRError(f"{self._where(self.tokens[self.at][2])}: {message[:_MAX_MESSAGE]}, found {found[:40]!r}")
 
     def take(self, expected: str | None = None, kind: str | None = None) -> str:
         if (expected is not None and self.token != expected) or (kind is not None and self.kind != kind):
@@ -122,6 +125,10 @@ class _Reader:
         if self.kind != "end":
             self.at += 1
         return token
+
+    def line(self) -> int:
+        """The line of the next token, from 1 on."""
+        return self.text.count("\n", 0, self.tokens[self.at][2]) + 1
 
     def accept(self, token: str) -> bool:
         if self.token == token and self.kind != "string":
@@ -140,12 +147,15 @@ class _Reader:
 
 def _read_dim(reader: _Reader) -> Dim:
     parts: list[str] = []
+    start = reader.at
     while reader.kind in ("int", "name") or reader.token in ("+", "-", "*"):
         parts.append(reader.take())
     try:
         return parse_dim(" ".join(parts))
     except IRError as error:
-        raise reader.error("expected a dimension such as 64, s or p + t") from error
+        if parts:
+            reader.at = start
+        raise reader.error(f"expected a dimension such as 64, s or p + t: {error}") from error
 
 
 def _read_type(reader: _Reader) -> TensorType:
@@ -204,14 +214,24 @@ def _read_operand(reader: _Reader, values: dict[str, Value]) -> Operand:
     return values[reader.take(kind="value")[1:]]
 
 
+def _read_name(reader: _Reader, values: Container[str]) -> str:
+    name = reader.token[1:]
+    if reader.kind == "value" and name in values:
+        raise reader.error("this value is already defined")
+    if reader.kind == "value" and name[0].isdigit():
+        raise reader.error("a value's name begins with a letter or an underscore")
+    return reader.take(kind="value")[1:]
+
+
 def _read_names(reader: _Reader, values: dict[str, Value]) -> list[str]:
-    names = []
-    while True:
-        if reader.kind == "value" and (reader.token[1:] in values or reader.token[1:] in names):
+    names = {_read_name(reader, values): None}
+    while reader.accept(","):
+        name = _read_name(reader, values)
+        if name in names:
+            reader.at -= 1
             raise reader.error("this value is already defined")
-        names.append(reader.take(kind="value")[1:])
-        if not reader.accept(","):
-            return names
+        names[name] = None
+    return list(names)
 
 
 def _read_op(reader: _Reader, graph: Graph, values: dict[str, Value]) -> None:
@@ -261,7 +281,7 @@ def _read_graph(reader: _Reader) -> Graph:
         state = reader.accept("state")
         if graph.states and not state:
             raise reader.error("states come last among the inputs: expected 'state'")
-        (name,) = _read_names(reader, values)[:1]
+        name = _read_name(reader, values)
         reader.take(":")
         values[name] = graph.add_input(name, _read_type(reader))
         graph.states += state
@@ -291,6 +311,12 @@ def _read_json(reader: _Reader) -> dict[str, Any]:
         raise reader.error("expected a JSON object after 'metadata'") from error
     if not isinstance(value, dict):
         raise reader.error("expected a JSON object after 'metadata'")
+    inner: list[Any] = [value]
+    for _ in range(_MAX_JSON_DEPTH):
+        inner = [x for item in inner for x in (item.values() if isinstance(item, dict) else item)
+                 if isinstance(x, dict | list)]  # fmt: skip
+    if inner:
+        raise reader.error(f"metadata nests deeper than {_MAX_JSON_DEPTH}")
     while reader.tokens[reader.at][2] < end and reader.kind != "end":
         reader.at += 1
     return value

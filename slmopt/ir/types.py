@@ -76,11 +76,11 @@ Element: TypeAlias = DType | QuantizedType
 
 def parse_element(text: str) -> Element:
     """`f32`, `i64`, `q4g32`, `q8c`, `q4g32a`; raises IRError on anything else."""
-    match = re.fullmatch(r"q(\d+)(?:c|g(\d+))(a?)", text)
+    match = re.fullmatch(r"q([0-9]{1,2})(?:c|g([0-9]{1,9}))(a?)", text)
     if match:
         return QuantizedType(int(match[1]), int(match[2]) if match[2] else None, not match[3])
     if text not in DType.__members__.values():
-        raise IRError(f"unknown element type {text!r}: expected one of {', '.join(DType)} or quantized such as q4g32")
+        raise IRError(f"unknown element type {text[:40]!r}: expected one of {', '.join(DType)} or quantized such as q4g32")
     return DType(text)
 
 
