@@ -77,8 +77,7 @@ class Registry:
     def find_backend(self, name: str) -> Backend:
         """The backend `name`; InputError suggests the nearest name."""
         offer = _find(name, self.backends, "target", "slmopt targets")
-        takes = inspect.signature(offer.load()).parameters
-        backend: Backend = _make(offer, *((self.offers,) if takes else ()))
+        backend: Backend = _make(offer, *((self.offers,) if _takes_argument(offer.load()) else ()))
         return backend
 
     def find_metric(self, name: str) -> Metric:
@@ -110,16 +109,18 @@ class Registry:
 
     def find_frontend(self, source: Any) -> Frontend:
         """The first frontend that accepts `source`, plugins before the built-in; InputError where none does."""
-        failed: InputError | None = None
+        failed: Exception | None = None
         for offer in sorted(self.frontends.values(), key=lambda offer: offer.owner == BUILTIN):
             try:
                 frontend: Frontend = _make(offer)
                 accepted = frontend.accepts(source)
-            except InputError as error:
-                failed = error
-                self.report_offer(offer, error, "slmopt_frontends")
             except Exception as error:
-                self.report_offer(offer, f"frontend {offer.name!r} raised {describe(error)}", "slmopt_frontends")
+                if offer.owner == BUILTIN and not offer.rivals:
+                    raise
+                failed = error
+                known = isinstance(error, InputError)
+                cause = error if known else f"frontend {offer.name!r} raised {describe(error)}"
+                self.report_offer(offer, cause, "slmopt_frontends")
             else:
                 if accepted:
                     return frontend
@@ -129,15 +130,27 @@ class Registry:
         ) from failed
 
     def working_passes(self) -> dict[str, type[Pass]]:
-        """Every pass that can be imported, by name; the others are warnings."""
-        return self._working(self.passes, self.find_pass)
+        """Every pass that can be imported, by name; of third parties, the others are warnings."""
+
+        def read(name: str) -> type[Pass]:
+            from slmopt.options import list_options
+
+            found = self.find_pass(name)
+            try:
+                list_options(found)
+            except Exception as error:
+                text = str(error) if isinstance(error, InputError) else describe(error)
+                raise InputError(f"pass {name!r}, offered by {self.passes[name].source}: {text}") from error
+            return found
+
+        return self._working(self.passes, read)
 
     def working_backends(self) -> dict[str, Backend]:
-        """Every backend that can be imported, by name; the others are warnings."""
+        """Every backend that can be imported, by name; of third parties, the others are warnings."""
         return self._working(self.backends, self.find_backend)
 
     def working_recipes(self) -> dict[str, Recipe]:
-        """Every recipe that can be read and whose passes exist, by name; the others are warnings."""
+        """Every recipe that can be read and whose passes exist; of third parties, the others are warnings."""
 
         def read(name: str) -> Recipe:
             recipe = self.find_recipe(name)
@@ -152,6 +165,8 @@ class Registry:
             try:
                 found[name] = find(name)
             except InputError as error:
+                if offer.owner == BUILTIN and not offer.rivals:
+                    raise
                 self.report_offer(offer, error)
         return found
 
@@ -268,6 +283,13 @@ def _make(offer: Offer, *arguments: Any) -> Any:
     except Exception as error:
         raise InputError(f"{offer.kind} {offer.name!r}, offered by {offer.source}: {offer.place} cannot be made: "
                          f"{describe(error)}") from error  # fmt: skip
+
+
+def _takes_argument(cls: Any) -> bool:
+    try:
+        return bool(inspect.signature(cls).parameters)
+    except (TypeError, ValueError):  # no class, or one without a signature: making it says what is wrong
+        return True
 
 
 def _find(name: str, offers: Mapping[str, Offer], kind: str, listing: str) -> Offer:

@@ -107,7 +107,7 @@ def _one_by_one(problems: list[str]) -> Iterator[importlib.metadata.EntryPoint]:
 def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     try:
         if point.dist is not None:
-            return str(point.dist.name), str(point.dist.version)
+            return str(point.dist.name or "unknown"), str(point.dist.version or "")
     except Exception:  # damaged metadata: the plugin may work all the same
         pass
     return "unknown", ""

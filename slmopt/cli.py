@@ -35,7 +35,6 @@ _COMMANDS = {
     "plugins": ("plugins", "list plugins, what each offers, and what is wrong with it"),
 }
 _NO_PLUGINS = "switch off plugins of third parties"
-_DISABLE = "SLMOPT_DISABLE_PLUGINS"  # as slmopt.plugins.installed reads it
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -99,12 +98,15 @@ def _plugin_warnings() -> Iterator[None]:
 @contextmanager
 def _plugins_off(off: bool) -> Iterator[None]:
     """Switch third parties off for a command and the processes it starts."""
-    before = os.environ.get(_DISABLE)
-    if off:
-        os.environ[_DISABLE] = "1"
+    if not off:
+        yield
+        return
+    from slmopt.plugins.installed import DISABLE
+
+    before = os.environ.get(DISABLE)
+    os.environ[DISABLE] = "1"
     try:
         yield
     finally:
-        if off:
-            os.environ.pop(_DISABLE)
-            os.environ.update({} if before is None else {_DISABLE: before})
+        os.environ.pop(DISABLE)
+        os.environ.update({} if before is None else {DISABLE: before})

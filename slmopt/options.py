@@ -93,14 +93,14 @@ def build_pass(
 
 
 def list_options(cls: type[Pass]) -> list[Option]:
-    """The options of a pass, in order."""
-    found = []
+    """The options of a pass, in order; InputError where it is no dataclass."""
+    hints, found = _fields(cls), []
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         shown = "required" if default is dataclasses.MISSING else _print(default)
-        found.append(Option(field.name, _type_name(_fields(cls)[field.name]), shown))
+        found.append(Option(field.name, _type_name(hints[field.name]), shown))
     return found
 
 

@@ -20,8 +20,13 @@ def run(arguments: argparse.Namespace) -> int:
     known = registry()
     found: list[dict[str, Any]] = []
     for name, backend in known.working_backends().items():
-        owner = known.backends[name].owner
-        found.append({"name": name, "summary": backend.summary, "owner": owner, "status": dict(backend.status())})
+        offer = known.backends[name]
+        try:
+            status = dict(backend.status())
+        except Exception as error:  # one that fails hides no other
+            known.report_offer(offer, f"target {name!r} gives no status: {type(error).__name__}: {error}")
+            continue
+        found.append({"name": name, "summary": backend.summary, "owner": offer.owner, "status": status})
     if arguments.json:
         print_json(found)
         return 0

@@ -33,8 +33,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def slmopt(site: Path, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    return python(site, "-m", "slmopt", *arguments, text=text)
+
+
+def python(site: Path, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
-    command = [sys.executable, "-m", "slmopt", *arguments]
+    command = [sys.executable, *arguments]
     return subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -52,6 +56,49 @@ def test_its_recipe_pass_and_op_run(site: Path) -> None:
     assert done.stdout.count("weight @wq.sparse : f32[32, 32]") == 1 and "relu_squared(%r)" in done.stdout
     wrong = slmopt(site, "opt", "-p", "zero-small{share=2}", text=text)
     assert wrong.returncode == 2 and "zero-small: share must lie in 0 to 1, got 2.0" in wrong.stderr
+
+
+def test_everything_it_offers_is_listed_and_can_be_imported(site: Path) -> None:
+    done = slmopt(site, "plugins", "--check", "--json")
+    found = json.loads(done.stdout)["plugins"][-1]
+    assert found["problems"] == [] and done.returncode == 0
+    assert (found["distribution"], found["version"], found["entry_point"]) == ("slmopt-example", "1.0", "example")
+    names = {kind: [offer["name"] for offer in offers] for kind, offers in found["offers"].items()}
+    assert names == {
+        "passes": ["zero-small"], "ops": ["relu_squared"], "rules": ["raise-activation/relu-squared"],
+        "isas": ["avx2-small"], "lowerings": ["tvm:relu_squared"], "recipes": ["sparse"], "metrics": ["top-5"],
+    }  # fmt: skip
+
+
+PROGRAM = """
+import sys
+import numpy, torch
+import slmopt
+from slmopt.api import parse
+from slmopt.interpreter import forward
+from slmopt.stand_in import add_stand_ins
+module = parse(sys.stdin.read())
+add_stand_ins(module, drawn=True)
+raised = slmopt.optimize(module, ["raise"])
+assert [op.name for op in raised.graph().walk()].count("relu_squared") == 1
+ids = [1, 7, 3, 30, 9, 9, 2]
+expected = forward(module, torch.tensor([ids]))[0].numpy()
+with slmopt.open(slmopt.compile(raised, sys.argv[1], sys.argv[2])) as model:
+    print(float(numpy.abs(model.logits(ids) - expected).max() / numpy.abs(expected).max()))
+"""
+
+
+@pytest.mark.parametrize("isa", ["avx2-small", "scalar"])
+def test_its_rule_finds_its_op_and_its_kernel_computes_it(site: Path, tmp_path: Path, isa: str) -> None:
+    flags = Path("/proc/cpuinfo").read_text()
+    if isa == "avx2-small" and not ("avx2" in flags and "f16c" in flags):
+        pytest.skip("this processor has no AVX2")
+    head = "    %logits = linear("
+    added = "    %p = relu(%r) : f32[b, s, 32]\n    %rr = mul(%p, %p) : f32[b, s, 32]\n"
+    text = TEXT.replace(f"{head}%r,", f"{added}{head}%rr,")
+    done = python(site, "-c", PROGRAM, f"cpu:isa={isa}", str(tmp_path / "toy"), text=text)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-5
 
 
 def test_without_the_plugin_its_names_are_unknown(tmp_path: Path) -> None:

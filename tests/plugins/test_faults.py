@@ -13,10 +13,11 @@ from typing import Any
 import pluggy
 import pytest
 
+from slmopt.cli import main
 from slmopt.errors import InputError, PluginWarning
 from slmopt.offers import replaces
 from slmopt.pipeline import Pass
-from slmopt.plugins import builtin
+from slmopt.plugins import builtin, discovery
 from slmopt.plugins.discovery import Registry
 from slmopt.plugins.hooks import slmopt_plugin
 from slmopt.plugins.installed import Plugin, find_plugins
@@ -26,6 +27,21 @@ class Other(Pass):
     """x -> x"""
 
     name = "raise"
+
+
+class Plain(Pass):
+    """x -> x"""
+
+    name = "plain"
+
+
+class Silent:
+    """A backend that says nothing of itself; it is made without arguments."""
+
+    name, summary = "silent", "silence"
+
+    def status(self) -> dict[str, Any]:
+        raise RuntimeError("not now")
 
 
 class Fragile:
@@ -241,6 +257,32 @@ def test_a_pass_that_cannot_be_imported_is_missing_from_lists_alone() -> None:
     assert "absent" not in working and "quantize" in working
     with pytest.raises(InputError, match="ModuleNotFoundError: No module named 'no_such_package'"):
         known.find_pass("absent")
+
+
+def test_a_pass_that_is_no_dataclass_is_missing_from_lists_alone() -> None:
+    known = Registry([("slmopt", builtin), mine(offering(slmopt_passes={"plain": f"{HERE}:Plain"}))])
+    with pytest.warns(PluginWarning, match=r"mine 1\.5 \(point\): pass plain is no dataclass: decorate Plain"):
+        assert "plain" not in known.working_passes()
+
+
+def test_a_built_in_that_cannot_be_imported_is_an_error() -> None:
+    known = Registry([("slmopt", offering(slmopt_passes={"absent": "no_such_package:Pass"}))])
+    with pytest.raises(InputError, match="pass 'absent', offered by slmopt, cannot be imported"):
+        known.working_passes()
+
+
+def test_targets_are_listed_without_the_one_that_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"silent": f"{HERE}:Silent", "fragile": f"{HERE}:GOOD"}
+    known = Registry([("slmopt", builtin), mine(offering(slmopt_backends=places))])
+    monkeypatch.setattr(discovery, "registry", lambda: known)
+    assert main(["targets"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("cpu  ") and "silent" not in captured.out
+    first, second = captured.err.splitlines()
+    assert "target 'fragile', offered by mine 1.5 (point): " in first and "cannot be made: TypeError" in first
+    assert second.endswith("target 'silent' gives no status: RuntimeError: not now")
 
 
 def test_everything_is_imported_to_check_it() -> None:
