@@ -30,6 +30,7 @@ class Incrementalize(Pass):
 
     name: ClassVar[str] = "incrementalize"
     ensures: ClassVar[frozenset[str]] = frozenset({"incremental"})
+    follows: ClassVar[frozenset[str]] = frozenset({"raised"})
 
     cache: str = "f32"
 
@@ -39,7 +40,10 @@ class Incrementalize(Pass):
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         sequence = str(module.metadata.get("sequence", "s"))
-        module.graphs["step"], changes = derive_step(module.graph("forward"), sequence, DType(self.cache))
+        step, changes = derive_step(module.graph("forward"), sequence, DType(self.cache))
+        if step == module.graphs.get("step"):
+            return {}
+        module.graphs["step"] = step
         return changes
 
 
@@ -65,7 +69,7 @@ def derive_step(forward: Graph, sequence: str, cache: DType) -> tuple[Graph, dic
         mapping.update({id(old): new for old, new in zip(op.results, results, strict=True)})
     builder.finish([mapping[id(value)] for value in forward.outputs])
     graph.erase_dead()
-    return graph, {**changes, "state": graph.states}
+    return graph, {**changes, **({"state": graph.states} if graph.states else {})}
 
 
 def _copy(builder: StepBuilder, op: Op, operands: Sequence[Operand]) -> Sequence[Value]:

@@ -1,4 +1,4 @@
-"""The verbs: load, parse, optimize, compile, open, evaluate. Each imports what it needs when it is called."""
+"""The verbs: load, parse, optimize, compile, open, measure. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from slmopt.recipe import Recipe
     from slmopt.runtime import LanguageModel
 
-__all__ = ["compile", "evaluate", "load", "open", "optimize", "parse"]
+__all__ = ["compile", "load", "measure", "open", "optimize", "parse"]
 
 TEXT_TOKENS = 4096  # of a calibration text, so many tokens are looked at after each lossy pass
 
@@ -81,8 +81,7 @@ def _run(
     calibration = None if text is None else tokenize_documents(module.metadata, text).head(text_tokens)
     context = Context(None if target is None else parse_target(target), calibration, report, known.rules_for)
     result = module.copy()
-    providers = known.providers() if any(item.requires for item in passes) else {}
-    pipeline = Pipeline(passes, budget, verify=verify, providers=providers, observers=known.observers())
+    pipeline = Pipeline(passes, budget, verify=verify, known=known.working_passes, observers=known.observers())
     pipeline.run(result, context, observe)
     return result
 
@@ -160,7 +159,7 @@ def open(path: str | os.PathLike[str], threads: int = 0) -> LanguageModel:
     return open_artifact(path, threads)
 
 
-def evaluate(
+def measure(
     source: Module | LanguageModel | str | os.PathLike[str], text: str, metrics: Sequence[str] = ("perplexity",), *,
     separator: str = "<|endoftext|>", threads: int = 0,
 ) -> dict[str, float]:  # fmt: skip

@@ -6,6 +6,7 @@ that is open. `slmopt bisect` opens one that permits some rewrites only, and so 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +32,8 @@ class Journal:
     allowed: Container[str] | None = None
     entries: list[str] = field(default_factory=list)
     _spent: dict[str, Spent] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+    _granted: str = ""
 
     def permits(self, kind: str, place: str) -> bool:
         """Whether a rewrite may be made."""
@@ -46,6 +49,18 @@ class Journal:
         """Time went into rewrites of a kind, whether or not one was made."""
         found = self._spent.get(kind, Spent())
         self._spent[kind] = Spent(found.count, found.seconds + seconds)
+        self._since, self._granted = time.perf_counter(), ""
+
+    def grant(self, kind: str, place: str) -> None:
+        """A rewrite will be made by hand now: what it took to find it, and to make the one before, goes to its kind."""
+        self.record(kind, place)
+        self.spend(kind, time.perf_counter() - self._since)
+        self._granted = kind
+
+    def close(self) -> None:
+        """The pass has ended: the time since the last rewrite that was made by hand goes to its kind."""
+        if self._granted:
+            self.spend(self._granted, time.perf_counter() - self._since)
 
     @property
     def spent(self) -> Mapping[str, Spent]:
@@ -70,6 +85,7 @@ def open_journal(allowed: Container[str] | None = None) -> Iterator[Journal]:
     try:
         yield journal
     finally:
+        journal.close()
         _OPEN.reset(token)
         if outer is not None:
             outer.entries += journal.entries

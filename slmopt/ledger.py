@@ -49,7 +49,7 @@ class Row:
     """One pass (or the original): what changed, by kind; size, drift and perplexity after it; what it took.
 
     seconds: of the pass and of its verification. peak_bytes: the most memory the process had used until then.
-    rewrites: how often each kind of rewrite was made, and its time.
+    rewrites: how often each kind of rewrite was made, and its time. graphs: those that the pass changed or added.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Row:
     verify_seconds: float = 0.0
     peak_bytes: int = 0
     rewrites: Mapping[str, Spent] = field(default_factory=dict)
+    graphs: tuple[str, ...] = ()
 
 
 @dataclass
@@ -80,6 +81,7 @@ class Ledger:
         for row in rows:
             for name in () if timings else ("seconds", "verify_seconds", "peak_bytes", "rewrites"):
                 del row[name]
+            row["graphs"] = list(row["graphs"])
             row["drift"] = row["drift"] and {name: _rounded(value) for name, value in row["drift"].items()}
             row["perplexity"] = row["perplexity"] and _rounded(row["perplexity"])
         return {"rows": rows}
@@ -90,9 +92,25 @@ class Ledger:
                   "perplexity", "s", "peak")  # fmt: skip
         return format_table(header, [_cells(row) for row in self.rows], left=2)
 
+    def timings(self) -> str:
+        """Where the time went, as aligned text: each pass with its verification, and under it its kinds of rewrite.
+
+        A kind's seconds are those of looking for its rewrites and making them; they are part of the pass's.
+        """
+        rows: list[tuple[str, ...]] = []
+        for row in self.rows:
+            rows.append((row.name, "", f"{row.seconds:.3f}", f"{row.verify_seconds:.3f}"))
+            spent = sorted(row.rewrites.items(), key=lambda item: -item[1].seconds)
+            rows += [(f"  {kind}", str(found.count), f"{found.seconds:.3f}", "") for kind, found in spent]
+        total, checked = (sum(getattr(row, name) for row in self.rows) for name in ("seconds", "verify_seconds"))
+        rows.append(("total", "", f"{total:.3f}", f"{checked:.3f}"))
+        return format_table(("pass", "rewrites", "s", "verify s"), rows)
+
 
 def _cells(row: Row) -> tuple[str, ...]:
     changed = ", ".join(f"{count} {kind}" for kind, count in row.changed.items())
+    if not changed and row.name != "original":
+        changed = "nothing"
     state = row.size.state_bytes_per_token
     drift = ("", "", "") if row.drift is None else (
         f"{row.drift.max_error:.1e}", f"{row.drift.kl:.1e}", f"{row.drift.top1:.1%}",

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from slmopt.contract import FACTS, Loads, Snapshot, changed_graphs, check_kept, check_report, check_step, print_graphs
 from slmopt.errors import ContractError, IRError
 from slmopt.ir.graph import Module, Op
 from slmopt.ir.verify import verify
+from slmopt.ir.weights import watch_loads
 from slmopt.journal import current_journal, open_journal, place_of
 from slmopt.ledger import Ledger, Row, measure_size
 from slmopt.memory import peak_memory, return_freed_memory
+from slmopt.order import check_order
+from slmopt.ties import check_ties
 
 if TYPE_CHECKING:
     from slmopt.calibrate import Calibration
     from slmopt.rewrite import Rule
+    from slmopt.verification import Verification
 
 __all__ = ["Budget", "Context", "Contract", "Exact", "Lossy", "Observer", "Pass", "Pipeline", "module_facts"]
 
@@ -65,25 +71,33 @@ class Context:
         journal, place = current_journal(), place_of(op)
         permitted = journal.permits(kind, place)
         if permitted:
-            journal.record(kind, place)
+            journal.grant(kind, place)
         return permitted
-
 
 class Pass:
     """Base of passes. A pass is a frozen dataclass: its fields are its options, its docstring's first line the rewrite.
 
-    name: how recipes call it. contract: whether it keeps the numbers. requires, ensures: facts about the module that
-    must hold before it runs and that hold afterwards. calibrated: it cannot run without `context.calibration`.
+    name: how recipes call it. contract: whether it keeps the numbers.
+    requires: facts about the module that must hold before it runs. follows: facts that must hold before it runs where
+    any pass of the pipeline establishes them, because what it looks for comes with them. ensures: facts that hold
+    afterwards. breaks: facts that no longer hold where it changed anything.
+    calibrated: it cannot run without `context.calibration`. unties: it may give ops that read one weight several.
     """
 
     name: ClassVar[str]
     contract: ClassVar[Contract] = Exact()
     requires: ClassVar[frozenset[str]] = frozenset()
+    follows: ClassVar[frozenset[str]] = frozenset()
     ensures: ClassVar[frozenset[str]] = frozenset()
+    breaks: ClassVar[frozenset[str]] = frozenset()
     calibrated: ClassVar[bool] = False
+    unties: ClassVar[bool] = False
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
-        """Edit `module` in place; returns what changed, counted by kind ({}: nothing)."""
+        """Edit `module` in place; returns what changed, counted by kind ({}: nothing).
+
+        Where it raises, or breaks a rule, the module is put back as it was.
+        """
         raise NotImplementedError
 
 
@@ -102,37 +116,28 @@ class Observer(Protocol):
 
 def module_facts(module: Module) -> frozenset[str]:
     """The facts that passes have established about a module; they travel in its metadata."""
-    return frozenset(module.metadata.get("facts", ()))
+    return frozenset(module.metadata.get(FACTS, ()))
 
 
 class Pipeline:
     """Passes in order. `verify=False` leaves out what needs the weights: probes, drift and perplexity.
 
-    `providers` maps a fact to the names of passes that ensure it, for messages.
+    `known` gives the passes there are, by name; it is asked only where the order is wrong, to suggest another.
     """
 
     def __init__(
         self, passes: Sequence[Pass], budget: Budget | None = None, *, verify: bool = True,
-        providers: Mapping[str, Sequence[str]] | None = None, observers: Sequence[Observer] = (),
+        known: Callable[[], Mapping[str, type[Pass]]] = dict, observers: Sequence[Observer] = (),
     ) -> None:  # fmt: skip
         self.passes, self.budget, self.verify = tuple(passes), budget or Budget(), verify
-        self.providers, self.observers = providers or {}, tuple(observers)
+        self.known, self.observers = known, tuple(observers)
 
     def check_order(self, facts: frozenset[str] = frozenset(), calibrated: bool = True) -> None:
-        """ContractError where a pass comes before another that ensures what it requires, or lacks calibration text."""
-        known = set(facts)
-        for index, item in enumerate(self.passes):
-            for fact in sorted(item.requires - known):
-                later = [other.name for other in self.passes[index + 1 :] if fact in other.ensures]
-                if later:
-                    raise ContractError(f"pass {item.name} requires {fact!r}, which {later[0]} ensures: "
-                                        f"put {later[0]} before {item.name}")  # fmt: skip
-                names = " or ".join(self.providers.get(fact, ())) or "no known pass"
-                raise ContractError(f"pass {item.name} requires {fact!r}, which {names} ensures: "
-                                    f"add it before {item.name}")  # fmt: skip
+        """ContractError where a pass would run without a fact that it needs, or without calibration text."""
+        check_order(self.passes, facts, self.known)
+        for item in self.passes:
             if item.calibrated and not calibrated:
                 raise ContractError(f"pass {item.name} needs calibration text and none is given: give one with --text")
-            known |= item.ensures
 
     def run(
         self, module: Module, context: Context | None = None, observe: Callable[[Pass, Module], None] | None = None
@@ -140,7 +145,8 @@ class Pipeline:
         """Run every pass on `module`, in place; returns the ledger, which goes on from `module.ledger`.
 
         After each pass the IR is verified and, unless `verify=False`, the probe is run: ContractError names the pass
-        that drifts, leaves the budget or changes what it must not. `observe` sees the module after each pass.
+        that drifts, leaves the budget, changes what it must not or says what is not so. Where a pass fails, `module`
+        and its ledger are what the passes before it made of them. `observe` sees the module after each pass.
         """
         from slmopt.verification import Verification
 
@@ -156,78 +162,80 @@ class Pipeline:
             seconds = time.perf_counter() - start
             row = Row("original", {}, measure_size(module), None, perplexity, 0.0, seconds, peak_memory())
             ledger.rows.append(row)
-        for index, item in enumerate(self.passes):
-            context.report(item.name, index / len(self.passes))
-            for observer in self.observers:
-                observer.before_pass(item, module)
-            ledger.rows.append(_run_pass(item, module, context, verification))
-            if observe is not None:
-                observe(item, module)
-            for observer in self.observers:
-                observer.after_pass(item, module, ledger.rows[-1])
+        try:
+            self._run_passes(module, context, verification, ledger, observe)
+        finally:
+            module.ledger = ledger
         context.report("done", 1.0)
-        module.ledger = ledger
         for observer in self.observers:
             observer.on_ledger(ledger, module)
         return ledger
 
+    def _run_passes(
+        self, module: Module, context: Context, verification: Verification | None, ledger: Ledger,
+        observe: Callable[[Pass, Module], None] | None,
+    ) -> None:  # fmt: skip
+        texts = print_graphs(module)
+        for index, item in enumerate(self.passes):
+            context.report(item.name, index / len(self.passes))
+            for observer in self.observers:
+                observer.before_pass(item, module)
+            before, baseline = Snapshot(module, texts), copy(ledger.baseline)
+            try:
+                row, texts = _run_pass(item, module, context, before, verification, ledger)
+            except BaseException:
+                before.restore(module)
+                ledger.baseline = baseline
+                raise
+            ledger.rows.append(row)
+            if observe is not None:
+                observe(item, module)
+            for observer in self.observers:
+                observer.after_pass(item, module, row)
 
-def _run_pass(item: Pass, module: Module, context: Context, verification: Any) -> Row:
+
+def _run_pass(
+    item: Pass, module: Module, context: Context, before: Snapshot, verification: Verification | None, ledger: Ledger
+) -> tuple[Row, dict[str, str]]:  # fmt: skip
+    """Run and check one pass; gives its row and the texts of the graphs after it."""
     from slmopt.options import describe_pass
 
-    before = module.copy()
-    sources = {key: module.weights.source(key) for key in module.weights}
-    versions = _versions(sources)
-    start = time.perf_counter()
+    name = describe_pass(item)
+    loads, start = Loads(), time.perf_counter()
     try:
-        with open_journal() as journal:
-            changed = item.run(module, context)
+        with open_journal() as journal, watch_loads(loads):
+            report = item.run(module, context)
     except Exception as error:
-        error.add_note(f"while running the pass {describe_pass(item)}")
+        error.add_note(f"while running the pass {name}")
         raise
-    seconds = time.perf_counter() - start
-    _check_kept(item, before, module, sources)
-    for key, version in _versions(sources).items():
-        if version != versions[key]:
-            raise ContractError(f"pass {item.name} wrote into the tensor of weight @{key}: derive another one instead")
+    seconds, start = time.perf_counter() - start, time.perf_counter()
+    check_kept(item, before, module, loads)
     try:
         verify(module, weights=verification is not None)
     except IRError as error:
         raise ContractError(f"pass {item.name} leaves a module that breaks the IR's rules: {error}") from error
-    if item.ensures:
-        module.metadata["facts"] = sorted(module_facts(module) | item.ensures)
-    start = time.perf_counter()
-    drift, perplexity = verification.check(item, before, module) if verification is not None else (None, None)
-    return Row(
-        describe_pass(item), changed, measure_size(module), drift, perplexity, seconds, time.perf_counter() - start,
-        peak_memory(), journal.spent,
+    texts = print_graphs(module)
+    changed = changed_graphs(before.texts, texts)
+    check_report(item, report, before, module, texts)
+    maker = next((row.name for row in ledger.rows if "step" in row.graphs), "another pass")
+    check_step(item, before.module, module, changed, maker, lossy=isinstance(item.contract, Lossy))
+    check_ties(item, before.module, module, changed)
+    _set_facts(item, module, bool(report))
+    try:
+        drift, perplexity = verification.check(item, before.module, module, changed) if verification else (None, None)
+    except Exception as error:
+        error.add_note(f"while checking the pass {name}")
+        raise
+    row = Row(
+        name, dict(report), measure_size(module), drift, perplexity, seconds, time.perf_counter() - start,
+        peak_memory(), journal.spent, tuple(sorted(changed)),
     )  # fmt: skip
+    return row, texts
 
 
-def _versions(sources: Mapping[str, Any]) -> dict[str, int | None]:
-    """How often each tensor that is held in memory has been written to, as torch counts."""
-    held = {key: source.held() for key, source in sources.items() if source.held is not None and not source.inputs}
-    return {key: getattr(value, "_version", None) for key, value in held.items()}
-
-
-def _check_kept(item: Pass, before: Module, after: Module, sources: Mapping[str, Any]) -> None:
-    """A pass adds weights and never changes those that are there, and it keeps what callers of @forward see."""
-    for key, source in sources.items():
-        if key not in after.weights or after.weights.source(key) is not source:
-            raise ContractError(f"pass {item.name} changed the stored weight @{key}: "
-                                "keys are never redefined; add a key and point the op at it")  # fmt: skip
-    for name, graph in before.graphs.items():
-        if name != "forward":
-            continue
-        if name not in after.graphs:
-            raise ContractError(f"pass {item.name} removed the graph @{name}")
-        for side in ("inputs", "outputs"):
-            old = [str(value) if side == "outputs" else repr(value) for value in _signature(graph, side)]
-            new = [str(value) if side == "outputs" else repr(value) for value in _signature(after.graphs[name], side)]
-            if old != new:
-                raise ContractError(f"pass {item.name} changed the {side} of @{name}: ({', '.join(old)}) became "
-                                    f"({', '.join(new)})")  # fmt: skip
-
-
-def _signature(graph: Any, side: str) -> list[Any]:
-    return list(graph.inputs) if side == "inputs" else [value.type for value in graph.outputs]
+def _set_facts(item: Pass, module: Module, changed: bool) -> None:
+    facts = (module_facts(module) - (item.breaks if changed else frozenset())) | item.ensures
+    if facts:
+        module.metadata[FACTS] = sorted(facts)
+    else:
+        module.metadata.pop(FACTS, None)

@@ -59,20 +59,23 @@ class Verification:
         """The perplexity of the original; None without text."""
         return self.baseline.perplexity
 
-    def check(self, item: Pass, before: Module, after: Module) -> tuple[Drift, float | None]:
+    def check(
+        self, item: Pass, before: Module, after: Module, changed: frozenset[str]
+    ) -> tuple[Drift, float | None]:  # fmt: skip
         """Drift and perplexity after `item`; ContractError where it broke its contract or the budget.
 
-        A graph that the pass left as it was is not run again.
+        `changed`: the graphs that the pass changed. The others are not run again: the weights they name are as they
+        were, too, as keys are never redefined.
         """
         state = self.baseline
-        if not _same(before, after, "forward"):
+        if "forward" in changed:
             self._check_forward(item, before, after)
             if isinstance(item.contract, Lossy) and state.calibration is not None:
                 state.latest_perplexity = measure_perplexity(after, state.calibration, self.context.report)
         self._check_budget(item)
         if "step" not in after.graphs or not _is_language_model(after.graph("step")):
             return measure_drift(state.original, state.latest), state.latest_perplexity
-        if not _same(before, after, "forward", "step"):
+        if changed & {"forward", "step"}:
             self._check_step(item, after)
         rounded = _keeps_rounded(after.graph("step"))
         logits = state.probe.rounded_step(after, wide=state.wide) if rounded else state.latest
@@ -111,11 +114,6 @@ class Verification:
             f"pass {item.name} leaves the budget: perplexity went from {original:.4f} to {found:.4f} "
             f"({found / original - 1:+.2%}), and {limit:+.2%} is allowed"
         )
-
-
-def _same(before: Module, after: Module, *names: str) -> bool:
-    """Whether graphs are as they were; the weights they name are, too, as keys are never redefined."""
-    return all(name in before.graphs and before.graphs[name] == after.graphs.get(name) for name in names)
 
 
 def _rounds(graph: Graph) -> bool:

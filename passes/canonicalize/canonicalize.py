@@ -32,24 +32,25 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     ensures: ClassVar[frozenset[str]] = frozenset({"canonical"})
+    unties: ClassVar[bool] = True  # a weight that is read as it is stored, and in an expression that is folded
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
-        return canonicalize(module)
+        return canonicalize(module, context)
 
 
-def canonicalize(module: Module) -> dict[str, int]:
+def canonicalize(module: Module, context: Context | None = None) -> dict[str, int]:
     """Bring every graph into canonical form; returns what changed, by kind."""
     counts: dict[str, int] = {}
-    while changed := _once(module):
+    while changed := _once(module, context or Context()):
         for kind, count in changed.items():
             counts[kind] = counts.get(kind, 0) + count
     return counts
 
 
-def _once(module: Module) -> dict[str, int]:
+def _once(module: Module, context: Context) -> dict[str, int]:
     graphs = module.graphs.values()
     counts = {"dead": sum(graph.erase_dead() for graph in graphs)}
-    counts["shared"] = sum(share_subexpressions(graph) for graph in graphs)
+    counts["shared"] = sum(share_subexpressions(graph, context) for graph in graphs)
     counts.update(rewrite(module, _RULES))
-    counts["folded"] = sum(fold_constants(module, graph) for graph in graphs)
+    counts["folded"] = sum(fold_constants(module, graph, context) for graph in graphs)
     return {kind: count for kind, count in counts.items() if count}

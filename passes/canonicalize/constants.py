@@ -8,6 +8,7 @@ from slmopt.ir.dims import SymbolicDim
 from slmopt.ir.graph import Attribute, Graph, Module, Op, Operand, Value, Weight
 from slmopt.ir.ops import elementwise, reduce, shape
 from slmopt.ir.types import DType
+from slmopt.pipeline import Context
 from slmopt.rewrite import derive_weight, erase_unused
 
 __all__ = ["fold_constants"]
@@ -18,16 +19,16 @@ _NEVER_STORED = frozenset({"constant", "full", "arange", "expand", "permute"})
 _SMALL = 4096
 
 
-def fold_constants(module: Module, graph: Graph) -> int:
+def fold_constants(module: Module, graph: Graph, context: Context) -> int:
     """Fold every largest expression that is known at compile time; returns how many."""
-    folded = _fold_scalar_weights(module, graph)
+    folded = _fold_scalar_weights(module, graph, context)
     known: dict[Value, Op] = {}
     for op in graph.walk():
         if op.name in _FOLDABLE and _is_static(op) and all(_is_known(module, o, known) for o in op.operands):
             known[op.result] = op
     for value, op in known.items():
         read = any(use.op.results[0] not in known for use in value.uses) and value not in graph.outputs
-        if read and _worth_storing(op):
+        if read and _worth_storing(op) and context.permits("folded", op):
             _fold(module, graph, op)
             folded += 1
     return folded
@@ -123,12 +124,14 @@ def _attribute(value: Attribute) -> str:
     return "[" + ", ".join(map(_attribute, value)) + "]" if isinstance(value, tuple) else str(value)
 
 
-def _fold_scalar_weights(module: Module, graph: Graph) -> int:
+def _fold_scalar_weights(module: Module, graph: Graph, context: Context) -> int:
     """A stored single number (a buffer such as an embedding's scale) is a constant."""
     folded = 0
     for op in graph.walk():
         for index, operand in enumerate(op.operands):
-            if isinstance(operand, Weight) and operand.type.shape == () and operand.key in module.weights:
+            if not isinstance(operand, Weight) or operand.type.shape != () or operand.key not in module.weights:
+                continue
+            if context.permits("folded", op):
                 number, hint = module.weights.float(operand.key).item(), operand.key.rpartition(".")[2]
                 op.set_operand(index, _constant(graph, op, number, str(operand.type.element), hint))
                 folded += 1

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from slmopt.ir.graph import Attribute, Graph, Op, Value
+from slmopt.pipeline import Context
 
 __all__ = ["share_subexpressions"]
 
 
-def share_subexpressions(graph: Graph) -> int:
+def share_subexpressions(graph: Graph, context: Context) -> int:
     """Replace every op by an earlier equal one; returns how many. All ops of the IR are pure."""
     first: dict[Hashable, Op] = {}
     shared = 0
     for op in graph.walk():
         earlier = first.setdefault(_identity(op), op)
-        if earlier is not op:
+        if earlier is not op and context.permits("shared", op):
             graph.replace(op, *earlier.results)
             shared += 1
     return shared

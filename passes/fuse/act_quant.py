@@ -24,25 +24,27 @@ class FuseActQuant(Pass):
     """
 
     name: ClassVar[str] = "fuse-act-quant"
+    follows: ClassVar[frozenset[str]] = frozenset({"quantized"})
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         changes: dict[str, int] = {}
         for graph in module.graphs.values():
-            _share(graph, changes)
+            _share(graph, changes, context)
             for op in graph.walk():
-                if op.attributes.get("output") == str(DType.f32) and _only_quantized(graph, op):
+                wide = op.attributes.get("output") == str(DType.f32)
+                if wide and _only_quantized(graph, op) and context.permits(op.name, op):
                     _quantize_output(graph, op)
                     changes[op.name] = changes.get(op.name, 0) + 1
         return changes
 
 
-def _share(graph: Graph, changes: dict[str, int]) -> None:
+def _share(graph: Graph, changes: dict[str, int], context: Context) -> None:
     """Make the quantization in every linear {act = "q8"} an op of its own, one for each value."""
     rows: dict[int, Value] = {}
     for op in graph.walk():
         if op.name == "quantize_rows":
             rows.setdefault(id(op.operands[0]), op.result)
-        if op.name != "linear" or op.attributes["act"] != "q8":
+        if op.name != "linear" or op.attributes["act"] != "q8" or not context.permits("linear", op):
             continue
         x = op.value(0)
         if x.type.element != QUANTIZED_ROWS:
@@ -51,8 +53,8 @@ def _share(graph: Graph, changes: dict[str, int]) -> None:
                 made = graph.add("quantize_rows", (x,), before=op, hint=f"{x.name}_q8", location=place)
                 rows[id(x)] = made.result
             op.set_operand(0, rows[id(x)])
-            changes["linear"] = changes.get("linear", 0) + 1
         op.attributes["act"] = None
+        changes["linear"] = changes.get("linear", 0) + 1
 
 
 def _only_quantized(graph: Graph, op: Op) -> bool:

@@ -21,12 +21,13 @@ class FuseEpilogue(Pass):
     """
 
     name: ClassVar[str] = "fuse-epilogue"
+    follows: ClassVar[frozenset[str]] = frozenset({"raised"})
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         changes: dict[str, int] = {}
         for graph in module.graphs.values():
             for op in graph.walk():
-                kind = _fuse_activation(graph, op) or _fuse_residual(graph, op)
+                kind = _fuse_activation(graph, op, context) or _fuse_residual(graph, op, context)
                 if kind:
                     changes[kind] = changes.get(kind, 0) + 1
         return changes
@@ -44,22 +45,26 @@ def _residual(op: Op) -> Operand:
     return op.operands[3] if len(op.operands) > 3 else None
 
 
-def _fuse_activation(graph: Graph, op: Op) -> str | None:
+def _fuse_activation(graph: Graph, op: Op, context: Context) -> str | None:
     linear = _only_read_by(op.operands[0], op, graph) if op.name in _ACTIVATIONS else None
     if linear is None or linear.attributes["activation"] is not None:
         return None
     name = "gelu_tanh" if op.attributes.get("approximate") else op.name
+    if not context.permits(name, op):
+        return None
     _merge(graph, linear, op, linear.operands, name)
     return name
 
 
-def _fuse_residual(graph: Graph, op: Op) -> str | None:
+def _fuse_residual(graph: Graph, op: Op, context: Context) -> str | None:
     if op.name != "add":
         return None
     # The later of two linears takes the other's result as its residual; hence the right operand is tried first.
     for index in (1, 0):
         linear, residual = _only_read_by(op.operands[index], op, graph), op.operands[1 - index]
         if linear is not None and isinstance(residual, Value) and residual.type == linear.result.type:
+            if not context.permits("residual", op):
+                return None
             x, weight, bias = (*linear.operands, None)[:3]
             _merge(graph, linear, op, (x, weight, bias, residual), linear.attributes["activation"])
             return "residual"

@@ -23,6 +23,7 @@ class Fuse(Pass):
 
     name: ClassVar[str] = "fuse"
     ensures: ClassVar[frozenset[str]] = frozenset({"fused"})
+    follows: ClassVar[frozenset[str]] = frozenset({"raised", "quantized"})
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         changes: dict[str, int] = {}

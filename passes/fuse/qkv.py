@@ -30,10 +30,12 @@ class FuseQKV(Pass):
     """
 
     name: ClassVar[str] = "fuse-qkv"
+    follows: ClassVar[frozenset[str]] = frozenset({"raised"})
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         joined: dict[tuple[str, Keys], Weight] = {}
-        groups = _shareable([(graph, ops) for graph in module.graphs.values() for ops in _groups(graph)], module)
+        found = _shareable([(graph, ops) for graph in module.graphs.values() for ops in _groups(graph)], module)
+        groups = list(_permitted(found, context))
         for graph, ops in groups:
             _merge(graph, ops, module.weights, joined)
         return {"merged": sum(len(ops) for _, ops in groups), "linear": len(groups)} if groups else {}
@@ -81,6 +83,17 @@ def _shareable(groups: list[tuple[Graph, list[Op]]], module: Module) -> list[tup
         if len(fits) == len(kept):
             return fits
         kept = fits
+
+
+def _permitted(groups: list[tuple[Graph, list[Op]]], context: Context) -> Iterator[tuple[Graph, list[Op]]]:
+    """The groups that may be merged: of those that read the same weights all or none."""
+    answers: dict[tuple[tuple[str, ...], ...], bool] = {}
+    for graph, ops in groups:
+        keys = tuple(tuple(_weight_keys(op)) for op in ops)
+        if keys not in answers:
+            answers[keys] = context.permits("merged", ops[0])
+        if answers[keys]:
+            yield graph, ops
 
 
 def _merge(graph: Graph, ops: Sequence[Op], store: WeightStore, joined: dict[tuple[str, Keys], Weight]) -> None:

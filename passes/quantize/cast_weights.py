@@ -28,6 +28,7 @@ class CastWeights(Pass):
 
     name: ClassVar[str] = "cast-weights"
     contract: ClassVar[Contract] = Lossy()
+    follows: ClassVar[frozenset[str]] = frozenset({"raised"})
 
     element: str = "f16"
 
@@ -39,7 +40,7 @@ class CastWeights(Pass):
         element = DType(self.element)
         changes: dict[str, int] = {}
         for matrix in float_matrices(module):
-            if matrix.type.element == element:
+            if matrix.type.element == element or not context.permits("cast", matrix.users[0]):
                 continue
             type = matrix.type.with_element(element)
             key = module.weights.fresh_key(f"{matrix.key}.{element}")

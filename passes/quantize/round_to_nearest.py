@@ -40,6 +40,8 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     contract: ClassVar[Contract] = Lossy()
     ensures: ClassVar[frozenset[str]] = frozenset({"quantized"})
+    follows: ClassVar[frozenset[str]] = frozenset({"raised"})
+    breaks: ClassVar[frozenset[str]] = frozenset({"fused"})
 
     bits: int = 4
     group: int = 32
@@ -75,6 +77,8 @@ class Quantize(Pass):
         changes: dict[str, int] = {}
         for matrix in float_matrices(module):
             if not re.search(self.layers, matrix.key) or not all(self._allows(op, heads) for op in matrix.users):
+                continue
+            if not context.permits("round", matrix.users[0]):
                 continue
             set_weight(matrix.users, self._derive(module, matrix))
             for op in matrix.users:

@@ -70,6 +70,7 @@ class RaiseActivation(Pass):
     """
 
     name: ClassVar[str] = "raise-activation"
+    ensures: ClassVar[frozenset[str]] = frozenset({"activations"})
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         return rewrite(module, RULES)

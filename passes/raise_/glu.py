@@ -39,6 +39,7 @@ class RaiseGlu(Pass):
     """activation(gate) * up -> glu(gate, up)"""
 
     name: ClassVar[str] = "raise-glu"
+    follows: ClassVar[frozenset[str]] = frozenset({"activations"})
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         return rewrite(module, RULES)

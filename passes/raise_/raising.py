@@ -33,12 +33,13 @@ class Raise(Pass):
     """
 
     name: ClassVar[str] = "raise"
-    ensures: ClassVar[frozenset[str]] = frozenset({"raised", "canonical"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"raised", "canonical", "activations"})
+    unties: ClassVar[bool] = True  # see raise-linear and canonicalize
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
-        counts = {"canonical": sum(canonicalize(module).values())}
+        counts = {"canonical": sum(canonicalize(module, context).values())}
         while changed := self._raise_once(module, context):
-            changed["canonical"] = sum(canonicalize(module).values())
+            changed["canonical"] = sum(canonicalize(module, context).values())
             for kind, count in changed.items():
                 counts[kind] = counts.get(kind, 0) + count
         return {kind: count for kind, count in counts.items() if count}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,20 @@ from slmopt.ir.types import QuantizedType, TensorType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["QuantizedTensor", "WeightSource", "WeightStore"]
+__all__ = ["QuantizedTensor", "WeightSource", "WeightStore", "counted_parts", "watch_loads", "write_count"]
+
+Watch = Callable[[str, Any], None]
+_WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watch_loads(watch: Watch) -> Iterator[None]:
+    """Within the block, tell `watch` the key and the tensor of everything that is loaded from any store."""
+    token = _WATCH.set(watch)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,17 @@ class WeightSource:
     load: Callable[..., Any]
     inputs: tuple[str, ...] = ()
     held: Callable[[], Any] | None = None
+
+
+def counted_parts(value: Any) -> list[torch.Tensor]:
+    """The tensors of a stored weight of which torch counts how often they are written to."""
+    parts = (value.codes, value.scales, value.minimum) if isinstance(value, QuantizedTensor) else (value,)
+    return [part for part in parts if part is not None and hasattr(part, "is_inference") and not part.is_inference()]
+
+
+def write_count(value: Any) -> tuple[int, ...]:
+    """How often each tensor of a stored weight was written to; writing through numpy is not seen."""
+    return tuple(part._version for part in counted_parts(value))
 
 
 class WeightStore:
@@ -122,6 +148,14 @@ class WeightStore:
                 return key
         return self.add(key, WeightSource(type, description, compute, inputs, getattr(compute, "held", None)))
 
+    def snapshot(self) -> Mapping[str, WeightSource]:
+        """What was added here, for `restore`."""
+        return dict(self._own)
+
+    def restore(self, snapshot: Mapping[str, WeightSource]) -> None:
+        """Forget what was added since `snapshot` was taken."""
+        self._own = dict(snapshot)
+
     def fresh_key(self, hint: str) -> str:
         """`hint` where no such key exists, else `hint.2`, `hint.3`, ..."""
         key, count = hint, 1
@@ -135,11 +169,24 @@ class WeightStore:
         source = self.source(key)
         value = source.held() if source.held is not None else None
         if value is None:
-            value = source.load(*(self.load(name) for name in source.inputs))
+            value = self._compute(key, source)
         shape = tuple(value.codes.shape if isinstance(value, QuantizedTensor) else value.shape)
         if shape != source.type.shape:
             raise IRError(f"weight @{key} ({source.description}) has shape {list(shape)}, expected {source.type}")
+        watch = _WATCH.get()
+        if watch is not None:
+            watch(key, value)
         return value
+
+    def _compute(self, key: str, source: WeightSource) -> Any:
+        inputs = [self.load(name) for name in source.inputs]
+        versions = [write_count(value) for value in inputs]
+        found = source.load(*inputs)
+        for name, value, version in zip(source.inputs, inputs, versions, strict=True):
+            if write_count(value) != version:
+                raise IRError(f"weight @{key} ({source.description}) is computed by writing into the tensor of @{name}:"
+                              " compute a new one, as w.abs() does and w.abs_() does not")  # fmt: skip
+        return found
 
     def float(self, key: str) -> torch.Tensor:
         """The tensor as float32 numbers, dequantized where it is quantized; integer tensors stay as they are."""
