@@ -16,7 +16,11 @@ BuildReport = Callable[[str, int, int], None]  # what is being made, how much of
 
 
 class Backend(Protocol):
-    """Turns modules into artifacts for its kind of machine. Made without arguments; knows its own target options."""
+    """Turns modules into artifacts for its kind of machine; knows its own target options.
+
+    Made with the `slmopt.offers.Offers` of all plugins as its only argument, or without any: instruction sets and
+    lowerings are there, and each backend takes those meant for its code generator.
+    """
 
     name: str
     summary: str

@@ -13,13 +13,14 @@ from slmopt.backend import BuildReport
 from slmopt.backends.tvm.build import build_object
 from slmopt.backends.tvm.cache import KEY_BLOCK
 from slmopt.backends.tvm.emit import ProgramFacts, emit_program
-from slmopt.backends.tvm.isa import Isa, available_isas, detect_isa, load_isa
+from slmopt.backends.tvm.isa import Isa, Isas
 from slmopt.backends.tvm.lower import Lowering
+from slmopt.backends.tvm.lowerings import Lowerings
 from slmopt.backends.tvm.plan import Plan, plan_program
-from slmopt.backends.tvm.rules import RULES
 from slmopt.errors import InputError, SlmError, UnsupportedError, nearest
 from slmopt.ir.graph import Module
 from slmopt.ir.step import CAPACITY
+from slmopt.offers import Offers
 from slmopt.target import Target
 
 __all__ = ["CpuBackend", "CpuOptions"]
@@ -30,14 +31,14 @@ _CHUNK = 128  # most tokens of one step: long prompts run in steps of this many
 
 @dataclass(frozen=True)
 class CpuOptions:
-    """The options of a cpu target."""
+    """The options of a cpu target: `isa` by name or by its file, positions of context, tokens of one step."""
 
     isa: Isa
     context: int
     chunk: int = _CHUNK
 
     @classmethod
-    def of(cls, target: Target, module: Module) -> CpuOptions:
+    def of(cls, target: Target, module: Module, isas: Isas) -> CpuOptions:
         """Parse a target's options for a module; InputError names what is wrong."""
         known = ("chunk", "context", "isa")
         for name in target.options:
@@ -50,7 +51,7 @@ class CpuOptions:
             raise InputError(f"target {target}: context {context} is longer than the {trained} the model was made for")
         isa = target.options.get("isa")
         chunk = min(_number(target, "chunk", _CHUNK), context)
-        return cls(load_isa(isa if isa is not None else detect_isa()), context, chunk)
+        return cls(isas.load(isa) if isa is not None else isas.detect(), context, chunk)
 
 
 def _number(target: Target, name: str, default: int) -> int:
@@ -67,27 +68,28 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 class CpuBackend:
-    """Compiles a module with a @step graph for x86-64 processors."""
+    """Compiles a module with a @step graph for x86-64 processors, with the instruction sets and lowerings on offer."""
 
     name = "cpu"
-    summary = "x86-64 processors: " + ", ".join(available_isas())
+    summary = "x86-64 processors"
+
+    def __init__(self, offers: Offers) -> None:
+        self.isas = Isas(offers.isas)
+        self._lowerings = offers.lowerings
 
     def status(self) -> dict[str, Any]:
         """What this machine can do with the target."""
         x86 = platform.machine() in ("x86_64", "AMD64")
-        return {"compile": True, "run": x86, "isa": detect_isa() if x86 else None, "isas": available_isas()}
+        isa = self.isas.detect().name if x86 else None
+        return {"compile": True, "run": x86, "isa": isa, "isas": self.isas.names()}
 
     def supports(self, module: Module, target: Target) -> list[str]:
         """What cannot be compiled, each by op and place; empty where everything can."""
-        try:
-            self._lower(module, CpuOptions.of(target, module))
-        except UnsupportedError as error:
-            return [str(error)]
-        return []
+        return self._lower(module, CpuOptions.of(target, module, self.isas)).problems
 
     def pipeline(self, module: Module, target: Target) -> list[str]:
         """The passes this backend still wants for `module`, in the notation of recipes."""
-        CpuOptions.of(target, module)
+        CpuOptions.of(target, module, self.isas)
         wanted = []
         if "step" not in module.graphs:
             if any(op.attributes.get("act") == "q8" for op in module.graph().walk() if op.name == "linear"):
@@ -100,10 +102,13 @@ class CpuBackend:
         ledger: Any = None, recipe: str | None = None, report: BuildReport = _silent,
     ) -> Path:  # fmt: skip
         """Write the artifact directory `output`. Nothing is left there where it fails."""
-        options = CpuOptions.of(target, module)
+        options = CpuOptions.of(target, module, self.isas)
         name = name or str(module.metadata.get("name") or module.name)
         with ArtifactWriter(output) as artifact:
             lowering = self._lower(module, options)
+            if lowering.problems:
+                raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  "
+                                       + "\n  ".join(lowering.problems))  # fmt: skip
             plan = plan_program(lowering.calls, lowering.states)
             kernels = [call.kernel for call in lowering.calls]
             objects = build_object(kernels, options.isa, lambda done, total: report("kernels", done, total))
@@ -121,7 +126,8 @@ class CpuBackend:
     def _lower(self, module: Module, options: CpuOptions) -> Lowering:
         capacity = -(-options.context // KEY_BLOCK) * KEY_BLOCK
         step = module.graph("step").copy(dims={"b": 1, CAPACITY: capacity})
-        lowering = Lowering(module, step, options.isa, options.chunk, capacity, RULES)
+        lowerings = Lowerings(self._lowerings, options.isa.name)
+        lowering = Lowering(module, step, options.isa, options.chunk, capacity, lowerings)
         try:
             lowering.run()
         except SlmError as error:

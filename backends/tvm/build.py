@@ -9,6 +9,7 @@ from typing import Any
 
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
+from slmopt.errors import InputError, SlmError, nearest
 
 __all__ = ["build_object", "llvm_target"]
 
@@ -16,20 +17,37 @@ _MODULE_SIZE = 16  # kernels per LLVM module: few enough to report progress, eno
 
 
 def llvm_target(isa: Isa) -> Any:
-    """TVM's target for an instruction set."""
+    """TVM's target for an instruction set; InputError where LLVM does not know what the description names."""
     import tvm
 
     config: dict[str, Any] = {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": isa.cpu, "opt-level": 3}
     if isa.attributes:
         config["mattr"] = list(isa.attributes)
-    return tvm.target.Target(config)
+    target = tvm.target.Target(config)
+    known = list(tvm.get_global_func("target.llvm_get_cpu_archlist")(target))
+    if isa.cpu not in known:
+        raise InputError(f"instruction set {isa.name}: LLVM knows no cpu {isa.cpu!r}{nearest(isa.cpu, known)}")
+    has = tvm.get_global_func("target.llvm_cpu_has_feature")
+    for attribute in isa.attributes:
+        if attribute.startswith("+") and not has(attribute[1:], target):
+            raise InputError(f"instruction set {isa.name}: LLVM knows no attribute {attribute!r}")
+    if not tvm.get_global_func("target.llvm_lookup_intrinsic_id")(isa.dot_intrinsic):
+        raise InputError(f"instruction set {isa.name}: LLVM knows no dot_intrinsic {isa.dot_intrinsic!r}")
+    return target
 
 
 def build_object(
     kernels: Iterable[Kernel], isa: Isa, report: Callable[[int, int], None] = lambda done, total: None
 ) -> list[bytes]:
-    """Relocatable ELF objects with one C function per distinct kernel name; equal kernels give equal bytes."""
-    distinct = {kernel.name: kernel for kernel in kernels}
+    """Relocatable ELF objects with one C function per distinct kernel name; equal kernels give equal bytes.
+
+    InputError names a kernel that cannot be built, and two that share a name but not their parameters.
+    """
+    distinct: dict[str, Kernel] = {}
+    for kernel in kernels:
+        if distinct.setdefault(kernel.name, kernel) != kernel:
+            raise InputError(f"two kernels are called {kernel.name}: one takes ({', '.join(kernel.parameters)}), the "
+                             f"other ({', '.join(distinct[kernel.name].parameters)})")  # fmt: skip
     ordered = [distinct[name] for name in sorted(distinct)]
     objects: list[bytes] = []
     for start in range(0, len(ordered), _MODULE_SIZE):
@@ -44,7 +62,7 @@ def _build_module(kernels: list[Kernel], isa: Isa) -> bytes:
     from tvm.tirx import transform as tir
 
     target = llvm_target(isa)
-    module = tvm.IRModule({kernel.name: kernel.build() for kernel in kernels})
+    module = tvm.IRModule({kernel.name: _write(kernel) for kernel in kernels})
     # The default pipeline without MakePackedAPI: functions keep their pointers and integers as C arguments.
     passes = [
         tir.BindTarget(target), schedule.UnifyThreadBinding(), tir.StmtSimplify(), tir.FlattenBuffer(),
@@ -58,3 +76,17 @@ def _build_module(kernels: list[Kernel], isa: Isa) -> bytes:
         path = Path(directory) / "kernels.o"
         built.write_to_file(str(path), "o")
         return path.read_bytes()
+
+
+def _write(kernel: Kernel) -> Any:
+    """The kernel's PrimFunc; its author may be a plugin's."""
+    try:
+        function = kernel.build()
+    except SlmError:
+        raise
+    except Exception as error:
+        raise InputError(f"kernel {kernel.name} cannot be built: {type(error).__name__}: {error}") from error
+    if len(function.params) != len(kernel.parameters):
+        raise InputError(f"kernel {kernel.name} declares ({', '.join(kernel.parameters)}), but its function has "
+                         f"{len(function.params)} parameters")  # fmt: skip
+    return function

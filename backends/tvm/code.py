@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from slmopt.errors import InputError
+
 __all__ = ["Code", "Memory", "Register"]
 
-_C_TYPES = {"float32": "float", "uint8": "uint8_t", "int32": "int32_t", "int64": "int64_t", "float16": "uint16_t"}
+# float16 is read as its bits: see vector_math.from_half
+_ELEMENTS = {"float": "float32", "uint8_t": "uint8", "int8_t": "int8", "uint16_t": "uint16", "int32_t": "int32"}
 
 
 class Register:
@@ -114,6 +117,18 @@ class Code:
     def numbers(self, names: str) -> list[Any]:
         """Several int32 parameters, named in one string."""
         return [self.number(name) for name in names.split()]
+
+    def declare(self, declaration: str) -> Any:
+        """The parameter of a C declaration: "const float *x" is a pointer, "int32_t lo" a number."""
+        words = declaration.replace("*", " * ").split()
+        words = words[1:] if words[:1] == ["const"] else words
+        if len(words) == 3 and words[1] == "*" and words[0] in _ELEMENTS:
+            return self.pointer(words[2], _ELEMENTS[words[0]])
+        if len(words) == 2 and words[0] == "int32_t":
+            return self.number(words[1])
+        kinds = ", ".join(_ELEMENTS)
+        raise InputError(f"kernel {self.name}: {declaration!r} is no parameter of a kernel; expected `int32_t NAME`, "
+                         f"or `[const] TYPE *NAME` of {kinds}")  # fmt: skip
 
     # --- statements --------------------------------------------------------------------------------------------------
     def emit(self, statement: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from slmopt.backends.tvm.code import Code, Register
-from slmopt.backends.tvm.isa import Isa
+from slmopt.backends.tvm.isa import DOTS, Isa
 from slmopt.backends.tvm.vector_math import broadcast
 from slmopt.errors import InputError
 
@@ -40,7 +40,7 @@ def dot_product(code: Code, isa: Isa, bits: int) -> Dot:
         return _Maddubs4(code, isa) if bits == 4 else _Maddubs8(code, isa)
     if isa.dot == "maddwd":
         return _Maddwd(code, isa, signed=bits == 8)
-    raise InputError(f"{isa.name}: unknown dot product {isa.dot!r}; expected vpdpbusd, maddubs or maddwd")
+    raise InputError(f"{isa.name}: unknown dot product {isa.dot!r}; expected {', '.join(DOTS)}")
 
 
 class _Base:

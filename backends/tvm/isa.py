@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from dataclasses import dataclass, fields
-from functools import cache
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from slmopt.errors import InputError, nearest
+from slmopt.errors import InputError, PluginWarning, nearest
+from slmopt.offers import Offer
 
-__all__ = ["Isa", "available_isas", "detect_isa", "load_isa"]
+__all__ = ["DOTS", "Isa", "Isas", "read_isa"]
 
-_DIRECTORY = Path(__file__).parent.parent / "cpu" / "isa"
+DOTS = ("vpdpbusd", "maddubs", "maddwd")  # the ways of summing 8-bit products that `dot_products` knows
 _CPU_INFO = Path("/proc/cpuinfo")
+_FEATURE = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_WORDS = {str: "text", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
 
 
 @dataclass(frozen=True)
@@ -38,35 +43,124 @@ class Isa:
     prefetch: int  # bytes of weights fetched ahead
 
 
-def available_isas() -> list[str]:
-    """The names of all instruction sets, best first."""
-    return sorted((path.stem for path in _DIRECTORY.glob("*.toml")), key=lambda name: -load_isa(name).rank)
+def read_isa(path: Path, name: str | None = None) -> Isa:
+    """The instruction set that a TOML file describes, called `name` or as the file is.
 
-
-@cache
-def load_isa(name: str) -> Isa:
-    """The description of an instruction set. InputError suggests the nearest name."""
-    path = _DIRECTORY / f"{name}.toml"
-    if not path.is_file():
-        known = sorted(item.stem for item in _DIRECTORY.glob("*.toml"))
-        raise InputError(f"unknown instruction set {name!r}{nearest(name, known)}; known are {', '.join(known)}")
-    data: dict[str, Any] = tomllib.loads(path.read_text())
+    InputError names the file, the field and what it should be.
+    """
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"instruction set {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"instruction set {path} is not TOML: {error}") from error
+    types = {field: kind for field, kind in get_type_hints(Isa).items() if field != "name"}
+    every = f"its fields are {', '.join(types)}"
+    if missing := [field for field in types if field not in data]:
+        raise InputError(f"instruction set {path} lacks {', '.join(missing)}; {every}")
+    if unknown := [field for field in data if field not in types]:
+        hint = nearest(unknown[0], types)
+        raise InputError(f"instruction set {path} has unknown fields {', '.join(unknown)}{hint}; {every}")
+    for field, kind in types.items():
+        _check_type(path, field, kind, data[field])
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    missing = {field.name for field in fields(Isa)} - {"name"} - set(values)
-    if missing:
-        raise InputError(f"{path.name} lacks {', '.join(sorted(missing))}")
-    unknown = set(values) - {field.name for field in fields(Isa)}
-    if unknown:
-        raise InputError(f"{path.name} has unknown fields {', '.join(sorted(unknown))}")
-    return Isa(name=name, **values)
+    isa = Isa(name=path.stem if name is None else name, **values)
+    if wrong := _find_nonsense(isa):
+        raise InputError(f"instruction set {path}: {wrong}")
+    return isa
 
 
-def detect_isa() -> str:
-    """The best instruction set this processor has."""
+def _check_type(path: Path, field: str, kind: Any, value: Any) -> None:
+    plain = tuple if get_args(kind) else kind
+    fits = isinstance(value, list) and all(isinstance(x, str) for x in value) if plain is tuple else type(value) is kind
+    if not fits:
+        raise InputError(f"instruction set {path}: {field} must be {_WORDS[plain]}, got {value!r}")
+
+
+def _find_nonsense(isa: Isa) -> str:
+    """What no kernel can be made for, or nothing."""
+    for field, most in (("registers", 256), ("streams", 16), ("token_tile", 32)):
+        if not 1 <= getattr(isa, field) <= most:
+            return f"{field} must lie in 1 to {most}, got {getattr(isa, field)}"
+    if isa.lanes not in (4, 8, 16):
+        return f"lanes must be 4, 8 or 16, got {isa.lanes}"
+    if isa.token_tile & (isa.token_tile - 1):
+        return f"token_tile must be a power of two, got {isa.token_tile}"
+    if isa.prefetch < 0:
+        return f"prefetch must not be negative, got {isa.prefetch}"
+    if isa.dot not in DOTS:
+        return f"dot {isa.dot!r} is unknown{nearest(isa.dot, DOTS)}; expected {', '.join(DOTS)}"
+    if isa.dot == "maddubs" and isa.lanes != 8:
+        return f"dot maddubs is made of AVX2 instructions and needs lanes = 8, got {isa.lanes}"
+    if not isa.dot_intrinsic.startswith("llvm."):
+        return f"dot_intrinsic must be an LLVM intrinsic such as llvm.x86.sse2.pmadd.wd, got {isa.dot_intrinsic!r}"
+    if wrong := [feature for feature in isa.cpu_features if not _FEATURE.fullmatch(feature)]:
+        return f"cpu_features {wrong[0]!r} is no name of a feature that __builtin_cpu_supports knows"
+    if wrong := [attribute for attribute in isa.attributes if attribute[:1] not in ("+", "-")]:
+        return f"attributes {wrong[0]!r} must begin with + or -, as LLVM's -mattr"
+    return ""
+
+
+class Isas:
+    """The instruction sets on offer, by name; a file is read when it is first asked for.
+
+    One that is offered but wrong is an error where it is named, and a PluginWarning where the best one is looked for.
+    """
+
+    def __init__(self, offers: Mapping[str, Offer]) -> None:
+        self._offers = offers
+        self._loaded: dict[str, Isa] = {}
+        self._broken: set[str] = set()
+
+    def load(self, name: str) -> Isa:
+        """The description of an instruction set, by name or by its file (a path that ends in .toml).
+
+        InputError suggests the nearest name, and names the owner of a file that is wrong.
+        """
+        if name.endswith(".toml"):
+            return read_isa(Path(name))
+        if name not in self._offers:
+            known = ", ".join(sorted(self._offers)) or "none"
+            raise InputError(f"unknown instruction set {name!r}{nearest(name, self._offers)}; known are {known}; "
+                             "a file of your own is named by its path, isa=PATH.toml")  # fmt: skip
+        if name not in self._loaded:
+            offer = self._offers[name]
+            path = offer.file()
+            try:
+                self._loaded[name] = read_isa(path, name)
+            except InputError as error:
+                raise InputError(f"{error}; {offer.source} offers it as {name!r}") from error
+        return self._loaded[name]
+
+    def names(self) -> list[str]:
+        """The names of all instruction sets that can be used, best first."""
+        return [isa.name for isa in self._usable()]
+
+    def detect(self) -> Isa:
+        """The best instruction set this processor has; InputError where it has none of them."""
+        host = _host_flags()
+        for isa in self._usable():
+            if set(isa.flags) <= host:
+                return isa
+        known = ", ".join(self.names()) or "none"
+        raise InputError(f"this processor has none of the instruction sets on offer ({known}); name the one to compile "
+                         "for: cpu:isa=NAME")  # fmt: skip
+
+    def _usable(self) -> list[Isa]:
+        found = []
+        for name in self._offers:
+            try:
+                found.append(self.load(name))
+            except InputError as error:
+                if name not in self._broken:
+                    self._broken.add(name)
+                    warnings.warn(str(error), PluginWarning, stacklevel=3)
+        return sorted(found, key=lambda isa: (-isa.rank, isa.name))
+
+
+def _host_flags() -> set[str]:
     try:
         text = _CPU_INFO.read_text()
     except OSError:
-        text = ""
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    host = set(line.split())
-    return next(name for name in available_isas() if set(load_isa(name).flags) <= host)
+        return set()
+    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())

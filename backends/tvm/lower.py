@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
+from slmopt.backends.tvm.lowerings import Lowerings
 from slmopt.backends.tvm.primitive import INJECTIVE, REDUCTIONS, Leaf, primitive_kernel, row_axes
-from slmopt.backends.tvm.views import Buffer, View, allocate_view, dense_view, token_axis
+from slmopt.backends.tvm.rows import Rows, joint_rows
+from slmopt.backends.tvm.views import Buffer, View, allocate_view, dense_view, element_bytes, token_axis
 from slmopt.backends.tvm.weight_table import WeightSlot, WeightTable
-from slmopt.errors import UnsupportedError
+from slmopt.errors import InputError, UnsupportedError
 from slmopt.ir.dims import Dim, product
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.ir.ops.shape import dims_of, slice_bounds
-from slmopt.ir.step import POSITION
+from slmopt.ir.step import POSITION, TOKENS
 from slmopt.ir.types import DType
 
-__all__ = ["Argument", "Cache", "Call", "Lowering", "Rule", "find_tail", "joint_rows"]
+__all__ = ["Argument", "Cache", "Call", "Lowering", "find_tail"]
 
 Argument = View | WeightSlot | Buffer | str
 _ALWAYS_VIRTUAL = frozenset({"constant", "full", "arange", "dimension"})
 _VIEWS = frozenset({"reshape", "permute", "expand", "slice"})
+_DESCRIBED = re.compile(r"%.+ = \w+")  # how a message begins that names its op
 
 
 @dataclass
@@ -52,57 +56,87 @@ class Cache:
     size: int
 
 
-Rule = Callable[["Lowering", Op], None]
-
-
 @dataclass
 class Lowering:
-    """What has been lowered so far. `graph` is a step graph with batch and capacity bound; only `t` is symbolic."""
+    """What has been lowered so far. `graph` is a step graph with batch and capacity bound; only `t` is symbolic.
+
+    `problems` says what could not be lowered; where there are any, the calls make no program.
+    """
 
     module: Module
     graph: Graph
     isa: Isa
     chunk: int
     capacity: int
-    rules: Mapping[str, Rule]
+    lowerings: Lowerings
     calls: list[Call] = field(default_factory=list)
     views: dict[Value, View] = field(default_factory=dict)
     caches: dict[Value, Cache] = field(default_factory=dict)
     states: list[Buffer] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.weights = WeightTable(self.module.weights, self.isa)
         self.tail = find_tail(self.graph)
+        self._lost: set[Value] = set()  # results of ops that could not be lowered, which nothing can stand in for
 
     # --- running -------------------------------------------------------------------------------------------------
     def run(self) -> None:
-        """Lower every op; afterwards the logits lie in a buffer of space `logits`."""
+        """Lower every op; afterwards the logits lie in a buffer of space `logits`, and `problems` is complete."""
         ids = self.graph.inputs[0]
         self.views[ids] = View(Buffer("ids", "ids", 0), DType.i64, ids.shape, (0, 1))
         for op in self.graph.walk():
-            self._lower(op)
-        self._place_logits()
+            try:
+                self._lower(op)
+            except UnsupportedError as error:
+                self._report(op, error)
+        if not self.problems:
+            self._place_logits()
+            self._place_states()
 
     def _lower(self, op: Op) -> None:
-        rule = self.rules.get(op.name)
-        if rule is not None:
-            rule(self, op)
+        primitive = op.name in INJECTIVE or op.name in REDUCTIONS
+        if op.name not in self.lowerings and not primitive:
+            raise self.lowerings.refuse(op)
+        if any(operand in self._lost for operand in op.operands):
+            self._stand_in(op)
+        elif op.name in self.lowerings:
+            self.lowerings.lower(self, op)
         elif op.name in INJECTIVE:
             self._lower_injective(op)
-        elif op.name in REDUCTIONS:
-            self.place(op.result)
         else:
-            raise UnsupportedError(f"{op.describe()}: the code generator has no kernel for {op.name!r}")
+            self.place(op.result)
+
+    def _report(self, op: Op, error: UnsupportedError) -> None:
+        """Keep what cannot be lowered, and go on as if it could, to find what else cannot."""
+        text = str(error) if _DESCRIBED.match(str(error)) else f"{op.describe()}: {error}"
+        if text not in self.problems:
+            self.problems.append(text)
+        self._stand_in(op)
+
+    def _stand_in(self, op: Op) -> None:
+        for result in op.results:
+            if self.is_placed(result):
+                continue
+            try:
+                if result in self.graph.outputs[1:]:
+                    raise UnsupportedError("a state")
+                self.allocate(result)
+            except UnsupportedError:
+                self._lost.add(result)
 
     def _lower_injective(self, op: Op) -> None:
         if op.name in _VIEWS and (view := self._view(op)) is not None:
             self.views[op.result] = view
             return
         readers = op.result.users
-        inlined = len(op.result.uses) == 1 and all(u.name in INJECTIVE and u.name not in self.rules for u in readers)
+        inlined = len(op.result.uses) == 1 and all(self._is_inlined(reader) for reader in readers)
         if op.name in _ALWAYS_VIRTUAL or (inlined and op.result not in self.graph.outputs):
             return
         self.place(op.result)
+
+    def _is_inlined(self, op: Op) -> bool:
+        return op.name in INJECTIVE and op.name not in self.lowerings
 
     def _view(self, op: Op) -> View | None:
         """The result of a view op as a view of its operand, where that is possible and the operand is in memory."""
@@ -118,9 +152,13 @@ class Lowering:
         axis, start, _, step = slice_bounds(op)
         return source.slice(axis, start, op.result.shape[axis], step)
 
-    # --- what rules use --------------------------------------------------------------------------------------------
+    # --- what lowerings use ------------------------------------------------------------------------------------------
+    def is_placed(self, value: Value) -> bool:
+        """Whether it has been said where `value` lies."""
+        return value in self.views or value in self.caches
+
     def allocate(self, value: Value) -> View:
-        """A new buffer for `value`."""
+        """A new buffer for `value`, token axis outermost, which a kernel then fills."""
         view = self.views[value] = allocate_view(value.name, value.type, self.chunk)
         return view
 
@@ -128,42 +166,32 @@ class Lowering:
         """Where `value` lies; computed by a primitive kernel now if it was left to be inlined."""
         if value in self.views:
             return self.views[value]
-        if value.op is None or value in self.caches:
-            raise UnsupportedError(f"%{value.name} is a state and can only be read by the op that keeps it")
-        op = value.op
-        leaves: dict[Value | Weight, Leaf] = {}
-        self._gather_leaves(op, leaves)
-        out = self.allocate(value)
-        kernel, order = primitive_kernel(op, leaves, out.strides)
-        sources = [self.views[key] if isinstance(key, Value) else self.weights.raw(key) for key in order]
-        axes, _ = row_axes(value.shape)
-        count = product([value.shape[axis] for axis in axes])
-        self.call(op, kernel, [out, *sources, "tokens", "position", "lo", "hi"], count, [out], sources)
-        return out
-
-    def _gather_leaves(self, op: Op, leaves: dict[Value | Weight, Leaf]) -> None:
-        for operand in op.operands:
-            if isinstance(operand, Weight):
-                slot = self.weights.raw(operand)
-                view = dense_view(Buffer(operand.key, "weights", 0), operand.type.with_element(slot.element))
-                leaves[operand] = Leaf(slot.element, view.shape, view.strides, slot.element)
-            elif isinstance(operand, Value) and operand in self.views:
-                view = self.views[operand]
-                if not isinstance(view.element, DType):
-                    raise UnsupportedError(f"{op.describe()} reads quantized activations %{operand.name}")
-                stored = DType.i32 if view.buffer.space == "ids" else view.element
-                leaves[operand] = Leaf(view.element, view.shape, view.strides, stored)
-            elif isinstance(operand, Value) and operand.op is not None:
-                if operand.op.name not in INJECTIVE or operand.op.name in self.rules:
-                    raise UnsupportedError(f"{op.describe()} reads %{operand.name}, which has not been lowered")
-                self._gather_leaves(operand.op, leaves)
-            elif isinstance(operand, Value) and operand.name != POSITION:
-                raise UnsupportedError(f"{op.describe()} reads the state %{operand.name}, which only its own op can")
+        if value.op is None:
+            return self.state(value)
+        if value in self.caches:
+            raise UnsupportedError(f"%{value.name} is a cache and can only be read by attention")
+        return self._compute(value.op, self.allocate(value))
 
     def rows(self, value: Value) -> View:
         """Where `value` lies, its last axis contiguous."""
         view = self.place(value)
         return view if view.strides[-1:] in ((1,), ()) or view.shape[-1] == 1 else self.place(self.copy(value))
+
+    def joint_rows(self, op: Op, out: View, *values: Value, even: bool = False) -> Rows:
+        """Rows over the leading axes of `out` and of each of `values`, whose last axes are contiguous.
+
+        Operands whose strides do not fit are copied first. `even`: the rows of each are evenly spaced. UnsupportedError
+        where that cannot be had.
+        """
+        shape = out.shape[:-1]
+        found = joint_rows(shape, [out, *(self.rows(value) for value in values)])
+        if found is None:
+            found = joint_rows(shape, [out, *(self.place(self.copy(value)) for value in values)])
+        if found is None:
+            raise UnsupportedError(f"{op.describe()}: {out.type} has too many leading axes for a kernel of rows")
+        if even and found.inner != 1:
+            raise UnsupportedError(f"{op.describe()}: rows of {out.type} and its operands are not evenly spaced")
+        return found
 
     def copy(self, value: Value, element: str | None = None) -> Value:
         """A new value with the same content (cast where `element` is given), stored with the token axis outermost."""
@@ -173,19 +201,103 @@ class Lowering:
             return self.graph.add("cast", [value], {"element": element}, after=at, hint=hint).result
         return self.graph.add("reshape", [value], {"shape": value.shape}, after=at, hint=f"{value.name}_copy").result
 
+    def state(self, value: Value) -> View:
+        """Where a state lies from step to step, row-major; all zeros when a sequence begins."""
+        if value not in self.graph.inputs[len(self.graph.inputs) - self.graph.states :] or value in self.caches:
+            raise UnsupportedError(f"%{value.name} is no state, or one that only its own op can read")
+        if value not in self.views:
+            view = dense_view(Buffer(value.name, "state", 0), value.type)
+            view.buffer.bytes = int(value.type.elements) * element_bytes(view.element)  # type: ignore[arg-type]
+            self.states.append(view.buffer)
+            self.views[value] = view
+        return self.views[value]
+
+    def keep(self, result: Value, state: Value) -> View:
+        """`result` is the next value of `state`, which the kernel of its op updates in place.
+
+        UnsupportedError where another op reads the state too: it might see the new value.
+        """
+        if any(user is not result.op for user in state.users):
+            raise UnsupportedError(f"%{state.name} is updated in place as %{result.name}, and read by another op")
+        view = self.views[result] = self.state(state)
+        return view
+
     def call(
-        self, op: Op, kernel: Kernel, arguments: Sequence[Argument], count: Dim, writes: Sequence[View | Buffer],
-        reads: Sequence[Argument], tokens: Dim | None = None,
-    ) -> None:  # fmt: skip
-        """Append a call."""
+        self, op: Op, kernel: Kernel, arguments: Sequence[Argument], count: Dim, *, tokens: Dim | None = None
+    ) -> None:
+        """Call a kernel over rows lo..hi of `count`, shared by the threads; or with `tokens`, over blocks of outputs.
+
+        An argument is a View, a Buffer, a WeightSlot or C text; one for each parameter. The kernel reads what it
+        declares const, and writes the rest. Texts it may use: "lo", "hi", "tokens", "position", with `tokens` also
+        "t0", "t1", and numbers.
+        """
+        if len(arguments) != len(kernel.parameters):
+            raise InputError(f"{op.describe()}: {kernel.name} takes ({', '.join(kernel.parameters)}), "
+                             f"got {len(arguments)} arguments")  # fmt: skip
         tail = bool(op.results) and all(result in self.tail for result in op.results)
         has_tokens = token_axis((count if tokens is None else tokens,)) is not None
-        self.calls.append(Call(
-            kernel, list(arguments), count, tail and has_tokens, _buffers(reads), _buffers(writes), op.describe(),
-            tokens,
-        ))  # fmt: skip
+        reads: list[Buffer] = []
+        writes: list[Buffer] = []
+        for argument, parameter in zip(arguments, kernel.parameters, strict=True):
+            buffer = argument.buffer if isinstance(argument, View) else argument
+            if isinstance(buffer, Buffer):
+                (reads if parameter.startswith("const ") else writes).append(buffer)
+        self.calls.append(
+            Call(kernel, list(arguments), count, tail and has_tokens, reads, writes, op.describe(), tokens)
+        )
+
+    def _compute(self, op: Op, out: View) -> View:
+        """A primitive kernel that writes the result of `op`, and what it inlines, to `out`."""
+        leaves: dict[Value | Weight, Leaf] = {}
+        self._gather_leaves(op, leaves)
+        kernel, order = primitive_kernel(op, leaves, out.strides)
+        sources = [self.views[key] if isinstance(key, Value) else self.weights.raw(key) for key in order]
+        axes, _ = row_axes(out.shape)
+        count = product([out.shape[axis] for axis in axes])
+        self.call(op, kernel, [out, *sources, "tokens", "position", "lo", "hi"], count)
+        return out
+
+    def _gather_leaves(self, op: Op, leaves: dict[Value | Weight, Leaf]) -> None:
+        for operand in op.operands:
+            if isinstance(operand, Weight):
+                slot = self.weights.raw(operand)
+                view = dense_view(Buffer(operand.key, "weights", 0), operand.type.with_element(slot.element))
+                leaves[operand] = Leaf(slot.element, view.shape, view.strides, slot.element)
+            elif isinstance(operand, Value) and (operand in self.views or self._is_free_state(operand)):
+                view = self.place(operand)
+                if not isinstance(view.element, DType):
+                    raise UnsupportedError(f"{op.describe()} reads quantized activations %{operand.name}")
+                stored = DType.i32 if view.buffer.space == "ids" else view.element
+                leaves[operand] = Leaf(view.element, view.shape, view.strides, stored)
+            elif isinstance(operand, Value) and operand.op is not None:
+                if not self._is_inlined(operand.op):
+                    raise UnsupportedError(f"{op.describe()} reads %{operand.name}, which has not been lowered")
+                self._gather_leaves(operand.op, leaves)
+            elif isinstance(operand, Value) and operand.name != POSITION:
+                raise UnsupportedError(f"{op.describe()} reads the state %{operand.name}, which only its own op can")
+
+    def _is_free_state(self, value: Value) -> bool:
+        return value.op is None and value.name != POSITION and value not in self.caches
 
     # --- the end -----------------------------------------------------------------------------------------------------
+    def _place_states(self) -> None:
+        """Write the next value of each state where the next step finds it, unless its op did so."""
+        first, last = len(self.graph.inputs) - self.graph.states, len(self.graph.outputs) - self.graph.states
+        kept = [(s, f) for s, f in zip(self.graph.inputs[first:], self.graph.outputs[last:], strict=True)
+                if s not in self.caches]  # fmt: skip
+        sources: list[Value] = []
+        for state, following in kept:
+            source = self.place(following)
+            stays = source == self.state(state)
+            moved = source.buffer.space == "state" and not stays  # it may be overwritten before it is read
+            sources.append(self.copy(following) if moved else following)
+            self.place(sources[-1])
+        for (state, _), source_value in zip(kept, sources, strict=True):
+            view = self.views[state]
+            if self.views[source_value] != view:
+                hint = f"{state.name}_next"
+                self._compute(self.graph.add("reshape", [source_value], {"shape": state.shape}, hint=hint), view)
+
     def _place_logits(self) -> None:
         output = self.graph.outputs[0]
         if output.type.element != DType.f32 or output.type.rank != 3:
@@ -199,11 +311,6 @@ class Lowering:
         view.buffer.space = "logits"
 
 
-def _buffers(items: Sequence[Argument]) -> list[Buffer]:
-    found = [item.buffer if isinstance(item, View) else item for item in items]
-    return [item for item in found if isinstance(item, Buffer)]
-
-
 def find_tail(graph: Graph) -> set[Value]:
     """Values of which only the rows that need logits are read: those that reach the logits alone, never a state."""
     needed: set[Value] = set()  # all rows
@@ -211,40 +318,6 @@ def find_tail(graph: Graph) -> set[Value]:
         needed.add(value)
     ops = list(graph.walk())
     for op in reversed(ops):
-        mixes = op.name not in _ROWWISE and op.name not in INJECTIVE  # cache_update among them
-        if mixes or any(result in needed for result in op.results):
+        if any(result in needed for result in op.results) or not op.spec.is_rowwise(op, TOKENS):
             needed.update(operand for operand in op.operands if isinstance(operand, Value))
     return {result for op in ops for result in op.results if result not in needed}
-
-
-# Ops whose result rows of a token depend on the same token's rows of their operands (attention: of the query).
-_ROWWISE = frozenset({
-    "linear", "rms_norm", "layer_norm", "rope", "glu", "quantize_rows", "embedding", "attention", "sum", "amax",
-    "matmul",
-})  # fmt: skip
-
-
-def joint_rows(shape: Sequence[Dim], views: Sequence[View]) -> tuple[Dim, int, list[tuple[int, int]]] | None:
-    """Rows over the leading axes `shape` shared by several views: (outer count, inner count, (s0, s1) of each view).
-
-    Row r of a view begins at (r / inner) * s0 + (r % inner) * s1. None where two levels are not enough. A view may
-    have size 1 where the shape has more: its stride counts as 0 there.
-    """
-    levels: list[tuple[Dim, list[int]]] = []
-    token = token_axis(shape)
-    order = [axis for axis in range(len(shape)) if axis != token]
-    for axis in order if token is None else [token, *order]:
-        if shape[axis] == 1:
-            continue
-        strides = [view.strides[axis] if view.shape[axis] != 1 else 0 for view in views]
-        size = shape[axis]
-        if levels and isinstance(size, int) and all(a == b * size for a, b in zip(levels[-1][1], strides, strict=True)):
-            levels[-1] = (levels[-1][0] * size, strides)
-        else:
-            levels.append((size, strides))
-    if len(levels) > 2 or (len(levels) == 2 and not isinstance(levels[1][0], int)):
-        return None
-    outer = levels[0] if levels else (1, [0] * len(views))
-    inner = levels[1] if len(levels) == 2 else (1, [0] * len(views))
-    return outer[0], int(inner[0]), list(zip(outer[1], inner[1], strict=True))  # type: ignore[arg-type]
-

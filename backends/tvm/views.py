@@ -14,7 +14,7 @@ from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols, product, substitute_di
 from slmopt.ir.step import TOKENS
 from slmopt.ir.types import DType, QuantizedType, TensorType
 
-__all__ = ["Buffer", "View", "allocate_view", "dense_view", "quantized_row_bytes", "token_axis"]
+__all__ = ["Buffer", "View", "allocate_view", "dense_view", "element_bytes", "quantized_row_bytes", "token_axis"]
 
 ALIGNMENT = 64  # bytes; the alignment of every buffer, and of every row of quantized activations
 

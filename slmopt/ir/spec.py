@@ -45,6 +45,9 @@ class OpSpec:
     `infer(op)` gives the result type(s) from operand types and attributes, or raises IRError saying what was expected.
     `reference(op, *operands)` computes the results in torch (float32 for quantized weights), differentiably.
     `mixes(op, symbol)` tells whether results at one position of the axis named `symbol` depend on other positions.
+    `rowwise(op, symbol)` tells whether results at one position need their operands at that position alone, so that
+    where few positions are asked for few are computed; None: where it does not mix. (An op may mix and be rowwise: what
+    a query of attention gives depends on where it stands, but on no other query.)
     `step(builder, op, operands)` rewrites an op that mixes positions into its incremental form with its own state
     (see `slmopt.ir.step`); None: the op can only be decoded where it does not mix positions.
     """
@@ -58,6 +61,13 @@ class OpSpec:
     flops: Callable[[Op], Dim] | None = None
     mixes: Callable[[Op, str], bool] | None = None
     step: Callable[[StepBuilder, Op, tuple[Any, ...]], tuple[Any, ...]] | None = None
+    rowwise: Callable[[Op, str], bool] | None = None
+
+    def is_rowwise(self, op: Op, symbol: str) -> bool:
+        """Whether results at one position of the axis named `symbol` need operands at no other position."""
+        if self.rowwise is not None:
+            return self.rowwise(op, symbol)
+        return self.mixes is None or not self.mixes(op, symbol)
 
     def complete_attributes(self, given: Mapping[str, Attribute], location: str = "") -> dict[str, Attribute]:
         """`given` checked against the spec, defaults filled in, in the spec's order."""

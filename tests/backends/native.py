@@ -11,16 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from slmopt.backends.tvm.build import build_object
-from slmopt.backends.tvm.isa import Isa, available_isas, detect_isa, load_isa
+from slmopt.backends.tvm.isa import Isa, Isas
 from slmopt.backends.tvm.kernel import Kernel
+from slmopt.plugins import builtin
+from slmopt.plugins.discovery import Registry
 
-__all__ = ["Kernels", "aligned", "host_isas"]
+__all__ = ["BUILTIN", "ISAS", "Kernels", "aligned", "host_isas"]
+
+BUILTIN = Registry([("slmopt", builtin)]).offers
+ISAS = Isas(BUILTIN.isas)
 
 
 def host_isas() -> list[Isa]:
     """Every instruction set this processor can run."""
-    best = load_isa(detect_isa()).rank
-    return [load_isa(name) for name in available_isas() if load_isa(name).rank <= best]
+    best = ISAS.detect().rank
+    return [isa for isa in map(ISAS.load, ISAS.names()) if isa.rank <= best]
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

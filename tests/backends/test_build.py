@@ -9,14 +9,14 @@ import pytest
 
 from slmopt.backends.tvm.build import build_object
 from slmopt.backends.tvm.embedding import embedding
-from slmopt.backends.tvm.isa import available_isas, load_isa
 from slmopt.backends.tvm.kernel import Kernel
 from slmopt.backends.tvm.linear import linear
 from slmopt.ir.types import parse_element
+from tests.backends.native import ISAS
 
 
 def kernels(isa_name: str) -> list[Kernel]:
-    isa, q4 = load_isa(isa_name), parse_element("q4g32")
+    isa, q4 = ISAS.load(isa_name), parse_element("q4g32")
     return [
         linear(isa, q4, 40, 64, residual=True),
         linear(isa, parse_element("f16"), 40, 64, activation="gelu_tanh"),
@@ -32,10 +32,10 @@ def symbols(data: bytes, directory: Path) -> list[tuple[str, str]]:
     return [(words[-2], words[-1]) for words in map(str.split, lines)]
 
 
-@pytest.mark.parametrize("isa_name", available_isas())
+@pytest.mark.parametrize("isa_name", ISAS.names())
 def test_objects_stand_alone(isa_name: str, tmp_path: Path) -> None:
     made = kernels(isa_name)
-    (data,) = build_object(made, load_isa(isa_name))
+    (data,) = build_object(made, ISAS.load(isa_name))
     found = symbols(data, tmp_path)
     assert {name for kind, name in found if kind == "T"} == {kernel.name for kernel in made}
     assert {name for kind, name in found if kind == "U"} <= {"memset", "memcpy"}
@@ -43,7 +43,7 @@ def test_objects_stand_alone(isa_name: str, tmp_path: Path) -> None:
 
 
 def test_equal_kernels_give_equal_bytes_in_any_order() -> None:
-    isa, made = load_isa("avx2"), kernels("avx2")
+    isa, made = ISAS.load("avx2"), kernels("avx2")
     reports: list[tuple[int, int]] = []
     first = build_object(made, isa, lambda done, total: reports.append((done, total)))
     assert build_object([*reversed(made), made[0]], isa) == first
@@ -51,10 +51,10 @@ def test_equal_kernels_give_equal_bytes_in_any_order() -> None:
 
 
 def test_kernels_of_one_name_are_one_kernel(tmp_path: Path) -> None:
-    isa = load_isa("scalar")
+    isa = ISAS.load("scalar")
     (data,) = build_object([kernels("scalar")[2], kernels("scalar")[2]], isa)
     assert [name for kind, name in symbols(data, tmp_path) if kind == "T"] == ["embedding_q4g32_40x64"]
 
 
 def test_no_kernels_give_no_objects() -> None:
-    assert build_object([], load_isa("avx2")) == []
+    assert build_object([], ISAS.load("avx2")) == []

@@ -21,6 +21,7 @@ from slmopt.passes.raise_.raising import Raise
 from slmopt.pipeline import Context, Pass
 from slmopt.target import parse_target
 from tests.architectures import ARCHITECTURES, save_tiny
+from tests.backends.native import BUILTIN
 
 CONTEXT = 48
 TOLERANCE = 1e-3  # absolute, on logits
@@ -52,7 +53,7 @@ def test_eager_forward_step_and_library_agree(name: str, tmp_path: Path) -> None
         np.testing.assert_allclose(forward(module, ids)[0].numpy(), eager, atol=TOLERANCE)
         for splits in ([40], [1] * 6 + [34], [17, 1, 22]):
             np.testing.assert_allclose(step_through(module, ids, splits)[0].numpy(), eager, atol=TOLERANCE)
-    CpuBackend().build(module, parse_target(f"cpu:context={CONTEXT},chunk=16"), tmp_path / "artifact")
+    CpuBackend(BUILTIN).build(module, parse_target(f"cpu:context={CONTEXT},chunk=16"), tmp_path / "artifact")
     for parts in ([40], [1] * 6 + [34], [17, 1, 22]):
         found = library_logits(tmp_path / "artifact", ids[0].numpy(), parts)
         np.testing.assert_allclose(found, eager, atol=TOLERANCE)
@@ -66,7 +67,7 @@ def test_quantized_library_equals_the_quantized_graph(name: str, bits: int, tmp_
     module = prepare(huggingface.load(tmp_path / "model"), Quantize(bits=bits, group=32))
     with torch.no_grad():
         expected = forward(module, ids)[0].numpy()
-    CpuBackend().build(module, parse_target(f"cpu:context={CONTEXT},chunk=16"), tmp_path / "artifact")
+    CpuBackend(BUILTIN).build(module, parse_target(f"cpu:context={CONTEXT},chunk=16"), tmp_path / "artifact")
     found = library_logits(tmp_path / "artifact", ids[0].numpy(), [13, 1, 6])
     # An activation on the edge between two codes may fall either way: most rows agree closely, none is far off.
     error = np.abs(found - expected).max(-1) / np.abs(expected).max()
@@ -78,7 +79,7 @@ def test_every_instruction_set(isa: str, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", "qwen3")
     ids = torch.randint(3, 97, (1, 30), generator=torch.Generator().manual_seed(2))
     module = prepare(huggingface.load(tmp_path / "model"))
-    CpuBackend().build(module, parse_target(f"cpu:isa={isa},context={CONTEXT}"), tmp_path / "artifact")
+    CpuBackend(BUILTIN).build(module, parse_target(f"cpu:isa={isa},context={CONTEXT}"), tmp_path / "artifact")
     with torch.no_grad():
         eager = model(ids).logits[0].numpy()
     np.testing.assert_allclose(library_logits(tmp_path / "artifact", ids[0].numpy(), [29, 1]), eager, atol=TOLERANCE)

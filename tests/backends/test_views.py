@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
-from slmopt.backends.tvm.lower import joint_rows
+from slmopt.backends.tvm.rows import joint_rows
 from slmopt.backends.tvm.views import Buffer, View, allocate_view, quantized_row_bytes
 from slmopt.ir import symbol, tensor
 from slmopt.ir.types import DType
@@ -85,12 +85,11 @@ def test_joint_rows_reach_every_row(heads: int, tokens: int, width: int) -> None
     source = allocate_view("x", tensor("f32", 1, "t", heads, width), tokens).permute((0, 2, 1, 3))
     found = joint_rows(out.shape[:-1], [out, source])
     assert found is not None
-    count, inner, strides = found
-    rows = tokens * heads
-    for view, (outer_stride, inner_stride) in zip((out, source), strides, strict=True):
+    rows, inner = tokens * heads, found.inner
+    for view, (outer_stride, inner_stride) in zip((out, source), found.strides, strict=True):
         memory = np.arange(tokens * heads * width, dtype=np.float32)
         whole = materialize(view, memory, tokens)[0]  # [heads, tokens, width]
         expected = whole.transpose(1, 0, 2).reshape(rows, width)
         starts = [(row // inner) * outer_stride + (row % inner) * inner_stride for row in range(rows)]
         np.testing.assert_array_equal(memory[starts], expected[:, 0])
-    assert count in (T, T * heads)
+    assert found.outer in (T, T * heads) and found.count == T * heads

@@ -93,6 +93,11 @@ def _attention_mixes(op: Op, symbol: str) -> bool:
     return any(symbol in dim_symbols(operand_type(operand).shape[2]) for operand in op.operands[:2])
 
 
+def _attention_rowwise(op: Op, symbol: str) -> bool:
+    """No query looks at another; the keys are its own matter."""
+    return symbol not in dim_symbols(operand_type(op.operands[1]).shape[2])
+
+
 def _attention_step(builder: StepBuilder, op: Op, operands: tuple[Any, ...]) -> tuple[Any, ...]:
     """Keep keys and values of all positions so far in a cache; the queries of this step look at all of it."""
     absent: tuple[Any, ...] = (None,) * (7 - len(operands))
@@ -156,7 +161,7 @@ SPECS: tuple[OpSpec, ...] = (
            "grouped heads share keys; slopes: ALiBi (Press 2022); sinks: an extra logit per head; "
            "softcap: c tanh(x / c)",
            {"scale": Required(float), **_MASK, "softcap": None}, flops=_attention_flops, mixes=_attention_mixes,
-           step=_attention_step),
+           step=_attention_step, rowwise=_attention_rowwise),
     OpSpec("attention_mask", (), _mask, _mask_reference,
            "a structural mask as numbers: 0 where a query may see a key, else -inf; [1, 1, queries, keys]",
            {"queries": Required(int), "keys": Required(int), **_MASK},
