@@ -170,14 +170,6 @@ class Registry:
                 self.report_offer(offer, error)
         return found
 
-    def providers(self) -> dict[str, list[str]]:
-        """For each fact, the passes that ensure it; imports every pass."""
-        found: dict[str, list[str]] = {}
-        for name, item in self.working_passes().items():
-            for fact in item.ensures:
-                found.setdefault(fact, []).append(name)
-        return found
-
     def rules_for(self, name: str) -> tuple[Rule, ...]:
         """The rules that plugins add to the pass `name`, by the order of their rulesets' names."""
         found: list[Rule] = []

@@ -110,7 +110,7 @@ class HookSpecifications:
     def slmopt_metrics(self) -> Places:  # type: ignore[empty-body]
         """Metrics: name to "module:Class" of a `slmopt.metrics.Metric`, made without arguments.
 
-        `slmopt eval MODEL --text FILE --metric NAME` and `slmopt.evaluate` then know it.
+        `slmopt eval MODEL --text FILE --metric NAME` and `slmopt.measure` then know it.
         """
 
     @_specify

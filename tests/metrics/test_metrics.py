@@ -112,21 +112,21 @@ def test_what_is_no_text_to_measure_is_refused(module: Module) -> None:
     with pytest.raises(InputError, match="token 40 at index 1 is out of range: the vocabulary has 40"):
         next(ModuleSubject(module).predict([3, 40]))
     with pytest.raises(InputError, match="has no tokenizer"):
-        slmopt.api.evaluate(toy_model(), STORIES)
+        slmopt.api.measure(toy_model(), STORIES)
     with pytest.raises(InputError, match=r"@toy has no weights .*IR text alone cannot be measured"):
-        api.evaluate(parse_module(TEXT), STORIES)
+        api.measure(parse_module(TEXT), STORIES)
 
 
 def test_perplexity_of_a_module_is_that_of_the_pipeline(module: Module) -> None:
     expected = measure_perplexity(module, tokenize_documents(module.metadata, STORIES))
-    assert api.evaluate(module, STORIES) == {"perplexity": pytest.approx(expected, rel=1e-6)}
+    assert api.measure(module, STORIES) == {"perplexity": pytest.approx(expected, rel=1e-6)}
 
 
 def test_parts_of_predictions_change_nothing(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["perplexity", "accuracy", "bits-per-byte"]
-    whole = api.evaluate(module, STORIES, names)
+    whole = api.measure(module, STORIES, names)
     monkeypatch.setattr(subject, "_LOGITS_AT_ONCE", 80)  # two rows at a time
-    assert api.evaluate(module, STORIES, names) == pytest.approx(whole, rel=1e-12)
+    assert api.measure(module, STORIES, names) == pytest.approx(whole, rel=1e-12)
     assert list(whole) == names
 
 
@@ -137,7 +137,7 @@ def test_a_compiled_model_is_measured_by_what_its_library_says(
     monkeypatch.setattr(subject, "_LOGITS_AT_ONCE", 512)
     with slmopt.open(tmp_path / "model") as model:
         text = "once upon a time there was a hen<|endoftext|>and so on"
-        found = api.evaluate(model, text, ["perplexity", "accuracy"])
+        found = api.measure(model, text, ["perplexity", "accuracy"])
         assert found["perplexity"] == pytest.approx(model.perplexity(text).perplexity, rel=1e-9)
         documents = read_documents(CompiledSubject(model), text)
         hits = [
@@ -172,7 +172,7 @@ def test_eval_prints_the_metrics_that_are_named(
     monkeypatch.setattr(api, "load", lambda source: module)
     assert main(["eval", "some/directory", "--text", str(text), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["perplexity"] == pytest.approx(api.evaluate(module, STORIES)["perplexity"]) and found["tokens"] == 10
+    assert found["perplexity"] == pytest.approx(api.measure(module, STORIES)["perplexity"]) and found["tokens"] == 10
 
 
 def test_a_metric_that_fails_is_named_with_its_owner(monkeypatch: pytest.MonkeyPatch, module: Module) -> None:
@@ -182,11 +182,11 @@ def test_a_metric_that_fails_is_named_with_its_owner(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(discovery, "registry", lambda: known)
     message = "metric 'broken', offered by mine, failed: ZeroDivisionError: nothing there"
     with pytest.raises(InputError, match=message):
-        api.evaluate(module, STORIES, ["broken"])
+        api.measure(module, STORIES, ["broken"])
     with pytest.raises(InputError, match=r"metric 'other', offered by mine: .* makes no Metric with name = 'other'"):
-        api.evaluate(module, STORIES, ["other"])
+        api.measure(module, STORIES, ["other"])
     with pytest.raises(InputError, match=r"metric 'none', offered by mine: .* cannot be made"):
-        api.evaluate(module, STORIES, ["none"])
+        api.measure(module, STORIES, ["none"])
 
 
 def test_every_built_in_metric_describes_itself() -> None:

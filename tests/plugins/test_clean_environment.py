@@ -90,14 +90,14 @@ import sys
 from pathlib import Path
 import slmopt
 assert Path(slmopt.__file__).is_relative_to(sys.prefix), slmopt.__file__
-from slmopt.api import evaluate
+from slmopt.api import measure
 module = slmopt.optimize(slmopt.load("model"), ["raise", "zero-small{share=0.2}"])
 ops = [op.name for op in module.graph().walk()]
 assert ops.count("relu_squared") == 2 and "relu" not in ops, ops
 path = slmopt.compile(module, "cpu", "from-python")
 with slmopt.open(path) as model:
     print(model.generate("w3 w4", 8))
-    print(evaluate(model, Path("text").read_text(), ["top-5"])["top-5"])
+    print(measure(model, Path("text").read_text(), ["top-5"])["top-5"])
 """
 
 UNKNOWN = [
