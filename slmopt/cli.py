@@ -33,6 +33,7 @@ _COMMANDS = {
     "targets": ("targets", "list targets and what this machine can do with them"),
     "recipes": ("recipes", "list recipes and their passes"),
     "plugins": ("plugins", "list plugins, what each offers, and what is wrong with it"),
+    "new-plugin": ("new_plugin", "write an installable plugin with a pass and its tests"),
 }
 _NO_PLUGINS = "switch off plugins of third parties"
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it

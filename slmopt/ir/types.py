@@ -80,7 +80,8 @@ def parse_element(text: str) -> Element:
     if match:
         return QuantizedType(int(match[1]), int(match[2]) if match[2] else None, not match[3])
     if text not in DType.__members__.values():
-        raise IRError(f"unknown element type {text[:40]!r}: expected one of {', '.join(DType)} or quantized such as q4g32")
+        known = ", ".join(DType)
+        raise IRError(f"unknown element type {text[:40]!r}: expected one of {known} or quantized such as q4g32")
     return DType(text)
 
 
