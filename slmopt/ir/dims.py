@@ -138,7 +138,7 @@ def dim_symbols(dim: Dim) -> frozenset[str]:
 
 def substitute_dim(dim: Dim, values: Mapping[str, Dim]) -> Dim:
     """`dim` with each named symbol replaced."""
-    if not isinstance(dim, SymbolicDim):
+    if not isinstance(dim, SymbolicDim) or not values:
         return dim
     total: Dim = 0
     for monomial, coefficient in dim.terms:
