@@ -28,11 +28,13 @@ def cache_directory() -> Path | None:
     return (Path(base) if base else Path.home() / ".cache") / "slmopt"
 
 
-def keep(kind: str, inputs: bytes, make: Callable[[], bytes]) -> bytes:
+def keep(
+    kind: str, inputs: bytes, make: Callable[[], bytes], holds: Callable[[bytes], bool] = lambda data: True
+) -> bytes:
     """What `make` gives, or gave before for equal `inputs`. A file that is damaged is made again.
 
-    `inputs` must hold everything that `make` depends on, versions included. That the directory cannot be written is no
-    error.
+    `inputs` must hold everything that `make` depends on, versions included; what it cannot know before goes into the
+    result, and `holds` says whether it is still so. That the directory cannot be written is no error.
     """
     path = _path(kind, inputs)
     if path is None:
@@ -42,7 +44,7 @@ def keep(kind: str, inputs: bytes, make: Callable[[], bytes]) -> bytes:
     except OSError:
         stored = b""
     digest, data = stored[:_DIGEST], stored[_DIGEST:]
-    if len(digest) == _DIGEST and hashlib.sha256(data).digest() == digest:
+    if len(digest) == _DIGEST and hashlib.sha256(data).digest() == digest and holds(data):
         return data
     data = make()
     _write(path, hashlib.sha256(data).digest() + data)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slmopt.cache import keep
+from slmopt.errors import InputError
 from slmopt.frontends.safetensors_files import StoredTensor, read_checkpoint, read_json
+from slmopt.frontends.traces import SeenTensors, file_source, pack_trace, trace_inputs, unpack_trace
 from slmopt.ir.graph import Module
-from slmopt.ir.types import DType, TensorType
 from slmopt.ir.weights import WeightSource, WeightStore
 
 __all__ = ["load"]
@@ -21,7 +23,30 @@ def load(path: str | Path) -> Module:
     Computation is float32 whatever the weights are stored as; they are read from the files when first needed.
     Never runs code from the directory, never opens a pickle, never asks the network. Raises InputError where the
     directory cannot be read and UnsupportedError where the model asks for something that has no form in the IR.
+
+    A trace is kept (`slmopt.cache`) and used again for a directory of the same configuration and tensor shapes.
     """
+    directory = Path(path)
+    _check_directory(directory)
+    stored = read_checkpoint(directory)
+    seen = SeenTensors(stored)
+    trace = keep("trace", trace_inputs(directory, stored), lambda: _trace(directory, seen), seen.unchanged)
+    module = unpack_trace(trace, stored)
+    tokenizer = directory / "tokenizer.json"
+    module.name = module.metadata["name"] = _module_name(directory)
+    module.metadata["tokenizer"] = str(tokenizer) if tokenizer.is_file() else None
+    return module
+
+
+def _check_directory(directory: Path) -> None:
+    if not directory.is_dir():
+        raise InputError(f"{directory} is no directory: expected a model directory (config.json, model.safetensors)")
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{directory} has no config.json: expected a Hugging Face model directory")
+
+
+def _trace(directory: Path, seen: SeenTensors) -> bytes:
+    """What `unpack_trace` makes a module of."""
     from slmopt.frontends.capture import captured_attention
     from slmopt.frontends.checkpoint_names import match_names, untie_unequal
     from slmopt.frontends.convert import convert
@@ -29,9 +54,8 @@ def load(path: str | Path) -> Module:
     from slmopt.frontends.parameters import canonical_names, weights_on_demand
     from slmopt.frontends.skeleton import build_skeleton, put_on_cpu, read_config
 
-    directory = Path(path)
+    stored = seen.tensors
     config = read_config(directory)
-    stored = read_checkpoint(directory)
     with captured_attention():
         model = build_skeleton(config, directory)
         untie_unequal(model, stored)
@@ -46,7 +70,7 @@ def load(path: str | Path) -> Module:
     metadata = _metadata(directory, config, graph.outputs[0].shape[-1], stored)
     limits = [limit for limit in (metadata["context"], sequence_limit(program)) if limit is not None]
     metadata["context"] = min(limits, default=None)
-    return Module(metadata["name"], [graph], store, metadata)
+    return pack_trace(Module(metadata["name"], [graph], store, metadata), names, seen)
 
 
 def _sources(stored: Mapping[str, StoredTensor], computed: Mapping[str, Any]) -> dict[str, WeightSource]:
@@ -54,11 +78,7 @@ def _sources(stored: Mapping[str, StoredTensor], computed: Mapping[str, Any]) ->
     from slmopt.frontends.parameters import held
 
     sources = {name: held(value, "computed from the config") for name, value in computed.items()}
-    for name, tensor in stored.items():
-        element = DType.f32 if tensor.element.is_float else tensor.element
-        type = TensorType(element, tensor.shape)
-        sources[name] = WeightSource(type, f"file {tensor.file.name}", tensor.load_float)
-    return sources
+    return sources | {name: file_source(tensor) for name, tensor in stored.items()}
 
 
 def _module_name(directory: Path) -> str:
