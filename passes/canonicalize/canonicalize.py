@@ -32,6 +32,7 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     ensures: ClassVar[frozenset[str]] = frozenset({"canonical"})
+    takes_rules: ClassVar[bool] = True
     unties: ClassVar[bool] = True  # a weight that is read as it is stored, and in an expression that is folded
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
@@ -39,7 +40,7 @@ class Canonicalize(Pass):
 
 
 def canonicalize(module: Module, context: Context | None = None) -> dict[str, int]:
-    """Bring every graph into canonical form; returns what changed, by kind."""
+    """Bring every graph into canonical form, by the rules of plugins too; returns what changed, by kind."""
     counts: dict[str, int] = {}
     while changed := _once(module, context or Context()):
         for kind, count in changed.items():
@@ -51,6 +52,6 @@ def _once(module: Module, context: Context) -> dict[str, int]:
     graphs = module.graphs.values()
     counts = {"dead": sum(graph.erase_dead() for graph in graphs)}
     counts["shared"] = sum(share_subexpressions(graph, context) for graph in graphs)
-    counts.update(rewrite(module, _RULES))
+    counts.update(rewrite(module, (*_RULES, *context.rules(Canonicalize.name))))
     counts["folded"] = sum(fold_constants(module, graph, context) for graph in graphs)
     return {kind: count for kind, count in counts.items() if count}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slmopt.ir.graph import Module, Value
-from slmopt.pipeline import Context, Pass
-from slmopt.rewrite import Match, Pattern, Rewriter, Rule, any_, constant, either, op, rewrite, rule
+from slmopt.ir.graph import Value
+from slmopt.rewrite import Match, Pattern, RewritePass, Rewriter, Rule, any_, constant, either, op, rule
 
 __all__ = ["RULES", "RaiseActivation"]
 
@@ -63,7 +63,7 @@ RULES: tuple[Rule, ...] = (
 
 
 @dataclass(frozen=True)
-class RaiseActivation(Pass):
+class RaiseActivation(RewritePass):
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) -> gelu(x), by erf as well; x sigmoid(x) -> silu(x); relu.
 
     What has no op of its own (x sigmoid(1.702 x), relu(x)^2, x tanh(softplus(x))) stays arithmetic.
@@ -71,6 +71,4 @@ class RaiseActivation(Pass):
 
     name: ClassVar[str] = "raise-activation"
     ensures: ClassVar[frozenset[str]] = frozenset({"activations"})
-
-    def run(self, module: Module, context: Context) -> dict[str, int]:
-        return rewrite(module, RULES)
+    rules: ClassVar[Sequence[Rule]] = RULES

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slmopt.ir.graph import Module
 from slmopt.passes.raise_.attention_operands import OPERANDS
 from slmopt.passes.raise_.attention_scores import SCORES
-from slmopt.pipeline import Context, Pass
-from slmopt.rewrite import Rule, rewrite
+from slmopt.rewrite import RewritePass, Rule
 
 __all__ = ["RULES", "RaiseAttention"]
 
@@ -17,7 +16,7 @@ RULES: tuple[Rule, ...] = (*SCORES, *OPERANDS)
 
 
 @dataclass(frozen=True)
-class RaiseAttention(Pass):
+class RaiseAttention(RewritePass):
     """softmax(scale q k^T + bias + mask) v -> attention(q, k, v, bias) {scale, mask, window}
 
     A bias of slopes times key positions becomes the operand `slopes` (ALiBi), an added attention_mask the attributes
@@ -26,6 +25,4 @@ class RaiseAttention(Pass):
     """
 
     name: ClassVar[str] = "raise-attention"
-
-    def run(self, module: Module, context: Context) -> dict[str, int]:
-        return rewrite(module, RULES)
+    rules: ClassVar[Sequence[Rule]] = RULES

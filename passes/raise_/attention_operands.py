@@ -97,7 +97,7 @@ def _bias_as_slopes(at: Rewriter, m: Match) -> Value | None:
         if sloped is None or not _is_key_position(sloped["positions"]) or not _is_per_head(sloped, heads, _grid(m)[1]):
             continue
         source = sloped.weight("slopes")
-        slopes = at.derive("slopes", source, source.type.with_shape(heads), "one per head", lambda w: w.reshape(-1))
+        slopes = at.derive(source, "slopes", lambda w: w.reshape(-1), type=source.type.with_shape(heads))
         if slopes is None:
             return None
         rest = _sum(at, terms[:index] + terms[index + 1 :])

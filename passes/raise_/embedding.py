@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from slmopt.ir.dims import SymbolicDim
-from slmopt.ir.graph import Module, Value
+from slmopt.ir.graph import Value
 from slmopt.ir.ops.shape import slice_bounds
-from slmopt.pipeline import Context, Pass
-from slmopt.rewrite import Match, Rewriter, Rule, any_, op, rewrite, rule, weight
+from slmopt.rewrite import Match, RewritePass, Rewriter, Rule, any_, op, rule, weight
 
 __all__ = ["RULES", "RaiseEmbedding"]
 
@@ -34,10 +34,8 @@ RULES: tuple[Rule, ...] = (_rows, _first_rows)
 
 
 @dataclass(frozen=True)
-class RaiseEmbedding(Pass):
+class RaiseEmbedding(RewritePass):
     """gather(table, ids) -> embedding(ids, table); table[:s] -> embedding(arange(s), table)"""
 
     name: ClassVar[str] = "raise-embedding"
-
-    def run(self, module: Module, context: Context) -> dict[str, int]:
-        return rewrite(module, RULES)
+    rules: ClassVar[Sequence[Rule]] = RULES

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slmopt.ir.graph import Module, Value
-from slmopt.pipeline import Context, Pass
-from slmopt.rewrite import Match, Rewriter, Rule, any_, either, op, rewrite, rule
+from slmopt.ir.graph import Value
+from slmopt.rewrite import Match, RewritePass, Rewriter, Rule, any_, either, op, rule
 
 __all__ = ["RULES", "RaiseGlu"]
 
@@ -35,11 +35,9 @@ RULES: tuple[Rule, ...] = (_gated,)
 
 
 @dataclass(frozen=True)
-class RaiseGlu(Pass):
+class RaiseGlu(RewritePass):
     """activation(gate) * up -> glu(gate, up)"""
 
     name: ClassVar[str] = "raise-glu"
     follows: ClassVar[frozenset[str]] = frozenset({"activations"})
-
-    def run(self, module: Module, context: Context) -> dict[str, int]:
-        return rewrite(module, RULES)
+    rules: ClassVar[Sequence[Rule]] = RULES

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slmopt.ir.graph import Module, Value
-from slmopt.pipeline import Context, Pass
-from slmopt.rewrite import Match, Rewriter, Rule, any_, op, rewrite, rule, weight
+from slmopt.ir.graph import Value
+from slmopt.rewrite import Match, RewritePass, Rewriter, Rule, any_, op, rule, weight
 
 __all__ = ["RULES", "RaiseLinear"]
 
@@ -27,7 +27,7 @@ def _by_columns(at: Rewriter, m: Match) -> Value | None:
     if rows == 1:
         return None
     turned = m["w"].type.with_shape(columns, rows)
-    derived = at.derive("transposed", m.weight("w"), turned, "transpose", lambda w: w.transpose(0, 1).contiguous())
+    derived = at.derive(m.weight("w"), "transposed", lambda w: w.transpose(0, 1).contiguous(), type=turned)
     return None if derived is None else at.add("linear", m["x"], derived)
 
 
@@ -45,10 +45,9 @@ RULES: tuple[Rule, ...] = (_by_transposed, _by_columns, _with_bias)
 
 
 @dataclass(frozen=True)
-class RaiseLinear(Pass):
+class RaiseLinear(RewritePass):
     """matmul(x, permute(W)) + b -> linear(x, W, b); a matrix stored [k, n] is transposed once."""
 
     name: ClassVar[str] = "raise-linear"
-
-    def run(self, module: Module, context: Context) -> dict[str, int]:
-        return rewrite(module, RULES)
+    unties: ClassVar[bool] = True  # a matrix that is read as it is stored, and transposed
+    rules: ClassVar[Sequence[Rule]] = RULES

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slmopt.ir.graph import Module, Op, Value, Weight
-from slmopt.pipeline import Context, Pass
-from slmopt.rewrite import Match, Pattern, Rewriter, Rule, any_, constant, either, on_last_axis, op, rewrite, rule
+from slmopt.ir.graph import Op, Value, Weight
+from slmopt.rewrite import Match, Pattern, RewritePass, Rewriter, Rule, any_, constant, either, on_last_axis, op, rule
 from slmopt.rewrite import weight as stored
 
 __all__ = ["RULES", "RaiseNorm"]
@@ -70,10 +70,8 @@ RULES: tuple[Rule, ...] = (_centred, _rms, _weighted, _biased)
 
 
 @dataclass(frozen=True)
-class RaiseNorm(Pass):
+class RaiseNorm(RewritePass):
     """x * rsqrt(mean(x^2) + eps) * w -> rms_norm(x, w); of x - mean(x), with a bias -> layer_norm(x, w, b)."""
 
     name: ClassVar[str] = "raise-norm"
-
-    def run(self, module: Module, context: Context) -> dict[str, int]:
-        return rewrite(module, RULES)
+    rules: ClassVar[Sequence[Rule]] = RULES

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from slmopt.ir.dims import Dim
-from slmopt.ir.graph import Module, Op, Operand, Value
+from slmopt.ir.graph import Op, Operand, Value
 from slmopt.ir.ops.shape import slice_bounds
-from slmopt.pipeline import Context, Pass
-from slmopt.rewrite import Match, Pattern, Rewriter, Rule, any_, on_last_axis, op, rewrite, rule
+from slmopt.rewrite import Match, Pattern, RewritePass, Rewriter, Rule, any_, on_last_axis, op, rule
 
 __all__ = ["RULES", "RaiseRope"]
 
@@ -181,10 +181,8 @@ RULES: tuple[Rule, ...] = (_by_halves, _by_pairs, _halves_apart, _pairs_apart, _
 
 
 @dataclass(frozen=True)
-class RaiseRope(Pass):
+class RaiseRope(RewritePass):
     """x * cos + concat(-x2, x1) * sin -> rope(x, cos, sin), also of neighbouring pairs and of part of a head."""
 
     name: ClassVar[str] = "raise-rope"
-
-    def run(self, module: Module, context: Context) -> dict[str, int]:
-        return rewrite(module, RULES)
+    rules: ClassVar[Sequence[Rule]] = RULES

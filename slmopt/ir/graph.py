@@ -3,79 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import IRError
-from slmopt.ir.dims import Dim, SymbolicDim, substitute_dim
+from slmopt.ir.dims import Dim
+from slmopt.ir.membership import check_member, check_operand
 from slmopt.ir.types import TensorType
+from slmopt.ir.values import Attribute, Operand, Use, Value, Weight, operand_type, substitute_attribute
 from slmopt.ir.weights import WeightStore
 
 if TYPE_CHECKING:
+    from slmopt.ir.cursor import Cursor
     from slmopt.ir.spec import OpSpec
 
 __all__ = [
     "Attribute", "Graph", "Module", "Op", "Operand", "Use", "Value", "Weight", "operand_type", "substitute_attribute",
 ]  # fmt: skip
-
-Attribute: TypeAlias = "bool | int | float | str | Dim | tuple[Attribute, ...] | None"
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A reference to a tensor of the module's weight store. Two operands may name one key: that is aliasing."""
-
-    key: str
-    type: TensorType
-
-
-@dataclass(frozen=True)
-class Use:
-    """One place where a value is read: operand `index` of `op`."""
-
-    op: Op
-    index: int
-
-
-class Value:
-    """What an op or a graph input produces. `op` is None for a graph input."""
-
-    __slots__ = ("index", "name", "op", "type", "uses")
-
-    def __init__(self, name: str, type: TensorType, op: Op | None = None, index: int = 0) -> None:
-        self.name, self.type, self.op, self.index = name, type, op, index
-        self.uses: list[Use] = []
-
-    @property
-    def shape(self) -> tuple[Dim, ...]:
-        """The shape of the value's type."""
-        return self.type.shape
-
-    @property
-    def users(self) -> list[Op]:
-        """The ops that read this value, each once, in the order they began to."""
-        return list(dict.fromkeys(use.op for use in self.uses))
-
-    def __repr__(self) -> str:
-        return f"%{self.name}: {self.type}"
-
-
-Operand: TypeAlias = Value | Weight | None
-
-
-def substitute_attribute(value: Attribute, dims: Mapping[str, Dim]) -> Attribute:
-    """An attribute with each named dimension in it replaced."""
-    if isinstance(value, SymbolicDim):
-        return substitute_dim(value, dims)
-    return tuple(substitute_attribute(item, dims) for item in value) if isinstance(value, tuple) else value
-
-
-def operand_type(operand: Operand) -> TensorType:
-    """The type of a value or weight; IRError for an absent optional operand."""
-    if operand is None:
-        raise IRError("an absent operand has no type")
-    return operand.type
 
 
 class Op:
@@ -117,6 +61,10 @@ class Op:
 
     def set_operand(self, index: int, operand: Operand) -> None:
         """Read `operand` at `index` instead of what was read there."""
+        if self.graph is not None:
+            check_operand(self.graph, operand, self.name)
+        elif self.results and operand is not None:
+            raise IRError(f"{self.describe()} was erased: it reads nothing any more")
         old = self._operands[index]
         if isinstance(old, Value):
             old.uses.remove(Use(self, index))
@@ -126,6 +74,8 @@ class Op:
 
     def append_operand(self, operand: Operand) -> None:
         """Read one more operand."""
+        if self.graph is not None:
+            check_operand(self.graph, operand, self.name)
         self._operands.append(None)
         self.set_operand(len(self._operands) - 1, operand)
 
@@ -222,6 +172,11 @@ class Graph:
         from slmopt.ir.ops import registry
 
         spec = registry.lookup(name, location)
+        for anchor in (before, after):
+            if anchor is not None:
+                check_member(self, anchor)
+        for operand in operands:
+            check_operand(self, operand, name)
         op = Op(name, spec.complete_attributes(attributes or {}, location), location)
         for operand in operands:
             op.append_operand(operand)
@@ -236,9 +191,26 @@ class Graph:
             Value(self.fresh_name(own or name), type, op, index)
             for index, (own, type) in enumerate(zip(hints, found, strict=True))
         )
-        anchor = after if after is not None else (before._previous if before is not None else self._last)
-        self._link(op, anchor)
+        self._link(op, after if after is not None else (before._previous if before is not None else self._last))
         return op
+
+    def before(self, op: Op) -> Cursor:
+        """A cursor that adds ops directly before `op`."""
+        from slmopt.ir.cursor import Cursor
+
+        return Cursor(self, before=op)
+
+    def after(self, op: Op) -> Cursor:
+        """A cursor that adds ops directly after `op`, in order."""
+        from slmopt.ir.cursor import Cursor
+
+        return Cursor(self, after=op)
+
+    def end(self) -> Cursor:
+        """A cursor that adds ops after all others; the outputs stay what they are until `set_outputs`."""
+        from slmopt.ir.cursor import Cursor
+
+        return Cursor(self)
 
     def _link(self, op: Op, anchor: Op | None) -> None:
         following = anchor._next if anchor is not None else self._first
@@ -263,14 +235,19 @@ class Graph:
             op._next._previous = op._previous
 
     def replace_uses(self, old: Value, new: Value, *, but: Op | None = None) -> None:
-        """Read `new` wherever `old` was read, graph outputs included; `but` keeps reading `old`."""
+        """Read `new` wherever `old` was read, graph outputs included; `but` keeps reading `old`.
+
+        Whether `new` is defined early enough is for the verifier to say.
+        """
+        check_operand(self, new, f"what read %{old.name}")
         for use in list(old.uses):
             if use.op is not but:
                 use.op.set_operand(use.index, new)
         self._outputs = [new if value is old else value for value in self._outputs]
 
     def replace(self, op: Op, *new: Value) -> None:
-        """Replace each result of `op` by a value and erase `op`; a result takes over the old name."""
+        """Read a value instead of each result of `op`, and erase `op`."""
+        check_member(self, op)
         if len(new) != len(op.results):
             raise IRError(f"{op.describe()} has {len(op.results)} results, replaced by {len(new)}")
         for old, value in zip(op.results, new, strict=True):
@@ -283,6 +260,7 @@ class Graph:
 
     def erase(self, op: Op) -> None:
         """Remove an op whose results nobody reads."""
+        check_member(self, op)
         for value in op.results:
             if value.uses or value in self._outputs:
                 raise IRError(f"{op.describe()} cannot be erased: %{value.name} is still read")
@@ -293,6 +271,8 @@ class Graph:
 
     def move(self, op: Op, *, before: Op) -> None:
         """Move `op` directly before another op; the verifier checks that definitions still precede uses."""
+        check_member(self, op)
+        check_member(self, before)
         if op is before:
             return
         self._unlink(op)
@@ -374,6 +354,23 @@ class Module:
                     if isinstance(operand, Weight):
                         found.setdefault(operand.key, operand.type)
         return found
+
+    def derive(
+        self, sources: Weight | Sequence[Weight], what: str, compute: Callable[..., Any], *,
+        type: TensorType | None = None, suffix: str = "",
+    ) -> Weight:  # fmt: skip
+        """A weight that `compute` makes of other weights' tensors, each time it is asked for.
+
+            op.set_operand(1, module.derive(weight, f"times {factor}", lambda w: w * factor))
+
+        `what` says in words everything that `compute` depends on: one source and the same words are one weight, so
+        that ops which shared a weight still do. `type` is the result's, where it is not the (first) source's. The key
+        is the source's with `suffix`, or the words, behind. `compute` gets a torch tensor per source (a QuantizedTensor
+        where it is quantized) and must not write into it. IRError where the module lacks the numbers of a source.
+        """
+        from slmopt.ir.derivation import derive
+
+        return derive(self, [sources] if isinstance(sources, Weight) else sources, what, compute, type, suffix)
 
     def copy(self) -> Module:
         """Graphs are copied; the weight store is branched: it shares tensors, and new keys stay in the copy."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from slmopt.errors import IRError
 from slmopt.ir.dims import symbol
-from slmopt.ir.graph import Graph, Module, Op, Value, Weight
+from slmopt.ir.graph import Graph, Module, Op, Use, Value, Weight
 from slmopt.ir.text import parse_module
 from slmopt.ir.types import tensor
 from slmopt.ir.verify import verify, verify_graph
@@ -67,12 +67,19 @@ def _erased_operand(module: Module) -> None:
     module.graph().erase(relu)
 
 
+def _force_operand(op: Op, operand: Value) -> None:
+    """Read a value that `set_operand` refuses."""
+    op.value(0).uses.remove(Use(op, 0))
+    op._operands[0] = operand
+    operand.uses.append(Use(op, 0))
+
+
 def _value_of_another_graph(module: Module) -> None:
-    _op(module, "silu").set_operand(0, module.graph("step").inputs[0])
+    _force_operand(_op(module, "silu"), module.graph("step").inputs[0])
 
 
 def _result_of_another_graph(module: Module) -> None:
-    _op(module, "silu").set_operand(0, _op(module, "add").result)
+    _force_operand(_op(module, "silu"), _op(module, "add").result)
 
 
 def _too_many_operands(module: Module) -> None:
