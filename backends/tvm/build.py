@@ -9,12 +9,10 @@ from typing import Any
 
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
+from slmopt.cache import keep
 from slmopt.errors import InputError, SlmError, nearest
 
 __all__ = ["build_object", "llvm_target"]
-
-_MODULE_SIZE = 16  # kernels per LLVM module: few enough to report progress, enough to share the set-up
-
 
 def llvm_target(isa: Isa) -> Any:
     """TVM's target for an instruction set; InputError where LLVM does not know what the description names."""
@@ -39,8 +37,9 @@ def llvm_target(isa: Isa) -> Any:
 def build_object(
     kernels: Iterable[Kernel], isa: Isa, report: Callable[[int, int], None] = lambda done, total: None
 ) -> list[bytes]:
-    """Relocatable ELF objects with one C function per distinct kernel name; equal kernels give equal bytes.
+    """Relocatable ELF objects, one C function each, of the distinct kernel names; equal kernels give equal bytes.
 
+    An object is kept on disk by its TIR text, the target and TVM's version (`slmopt.cache`).
     InputError names a kernel that cannot be built, and two that share a name but not their parameters.
     """
     distinct: dict[str, Kernel] = {}
@@ -48,32 +47,42 @@ def build_object(
         if distinct.setdefault(kernel.name, kernel) != kernel:
             raise InputError(f"two kernels are called {kernel.name}: one takes ({', '.join(kernel.parameters)}), the "
                              f"other ({', '.join(distinct[kernel.name].parameters)})")  # fmt: skip
-    ordered = [distinct[name] for name in sorted(distinct)]
     objects: list[bytes] = []
-    for start in range(0, len(ordered), _MODULE_SIZE):
-        objects.append(_build_module(ordered[start : start + _MODULE_SIZE], isa))
-        report(min(start + _MODULE_SIZE, len(ordered)), len(ordered))
+    for name in sorted(distinct):
+        objects.append(_build_kernel(distinct[name], isa))
+        report(len(objects), len(distinct))
     return objects
 
 
-def _build_module(kernels: list[Kernel], isa: Isa) -> bytes:
+def _build_kernel(kernel: Kernel, isa: Isa) -> bytes:
     import tvm
+
+    target = llvm_target(isa)
+    module = tvm.IRModule({kernel.name: _write(kernel)})
+    passes = _passes(target)
+    said = [tvm.__version__, str(target), *(item.info.name for item in passes), module.script()]
+    return keep("kernel", "\0".join(said).encode(), lambda: _compile(module, target, passes))
+
+
+def _passes(target: Any) -> list[Any]:
+    """The default pipeline without MakePackedAPI: functions keep their pointers and integers as C arguments."""
     from tvm.s_tir import transform as schedule
     from tvm.tirx import transform as tir
 
-    target = llvm_target(isa)
-    module = tvm.IRModule({kernel.name: _write(kernel) for kernel in kernels})
-    # The default pipeline without MakePackedAPI: functions keep their pointers and integers as C arguments.
-    passes = [
+    return [
         tir.BindTarget(target), schedule.UnifyThreadBinding(), tir.StmtSimplify(), tir.FlattenBuffer(),
         tir.BF16ComputeLegalize(), tir.NarrowDataType(32), tir.VectorizeLoop(True), tir.UnrollLoop(),
         tir.StmtSimplify(), tir.CommonSubexprElim(), tir.BF16StorageLegalize(), tir.LowerIntrin(),
     ]  # fmt: skip
+
+
+def _compile(module: Any, target: Any, passes: list[Any]) -> bytes:
+    import tvm
+
     with tvm.transform.PassContext(opt_level=3), target:
-        module = tvm.ir.transform.Sequential(passes)(module)
-        built = tvm.get_global_func("target.build.llvm")(module, target)
+        built = tvm.get_global_func("target.build.llvm")(tvm.transform.Sequential(passes)(module), target)
     with tempfile.TemporaryDirectory(prefix="slmopt-kernels-") as directory:
-        path = Path(directory) / "kernels.o"
+        path = Path(directory) / "kernel.o"
         built.write_to_file(str(path), "o")
         return path.read_bytes()
 
