@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _perplexity(arguments: argparse.Namespace, text: str) -> float:
     from slmopt.evaluate import open_subject
     from slmopt.metrics import read_documents
-    from slmopt.metrics.likelihood import perplexity_of, total_nats
+    from slmopt.metrics.likelihood import bits_per_byte_of, perplexity_of, total_nats
 
     with open_subject(arguments.artifact, arguments.threads) as subject:
         start = time.perf_counter()
@@ -55,7 +55,7 @@ def _perplexity(arguments: argparse.Namespace, text: str) -> float:
         nats = total_nats(subject, documents)
         seconds = time.perf_counter() - start
     tokens = sum(len(document.ids) - 1 for document in documents)
-    found, bits = perplexity_of(nats, tokens), nats / math.log(2) / len(text.encode())
+    found, bits = perplexity_of(nats, tokens), bits_per_byte_of(nats, documents)
     if arguments.json:
         print_json({"perplexity": found, "nats": nats, "tokens": tokens, "bits_per_byte": bits, "seconds": seconds})
     else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from slmopt.errors import InputError
 from slmopt.metrics.metric import Document, Subject
 
-__all__ = ["BitsPerByte", "Perplexity", "perplexity_of", "total_nats"]
+__all__ = ["BitsPerByte", "Perplexity", "bits_per_byte_of", "perplexity_of", "total_nats"]
 
 _LARGEST = 700.0  # exp of more is no float
 
@@ -25,6 +25,14 @@ def total_nats(subject: Subject, documents: Sequence[Document]) -> float:
 def perplexity_of(nats: float, tokens: int) -> float:
     """exp(nats / tokens); infinity where the model gave no number."""
     return math.exp(min(nats / tokens, _LARGEST)) if not math.isnan(nats) else math.inf
+
+
+def bits_per_byte_of(nats: float, documents: Sequence[Document]) -> float:
+    """Bits for each byte of text that was predicted; InputError where the tokenizer does not say which those are."""
+    size = sum(document.bytes for document in documents)
+    if size == 0:
+        raise InputError("bits per byte: the tokenizer gives no places of its tokens in the text")
+    return nats / math.log(2) / size
 
 
 class Perplexity:
@@ -50,7 +58,4 @@ class BitsPerByte:
 
     def measure(self, subject: Subject, documents: Sequence[Document]) -> float:
         """0 or more; the text that is cut off at the model's context is not counted."""
-        size = sum(document.bytes for document in documents)
-        if size == 0:
-            raise InputError("bits per byte: the tokenizer gives no places of its tokens in the text")
-        return total_nats(subject, documents) / math.log(2) / size
+        return bits_per_byte_of(total_nats(subject, documents), documents)

@@ -171,8 +171,10 @@ def test_eval_prints_the_metrics_that_are_named(
     assert "unknown metric 'acuracy'; did you mean 'accuracy'?" in capsys.readouterr().err
     monkeypatch.setattr(api, "load", lambda source: module)
     assert main(["eval", "some/directory", "--text", str(text), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["perplexity"] == pytest.approx(api.measure(module, STORIES)["perplexity"]) and found["tokens"] == 10
+    found, expected = json.loads(capsys.readouterr().out), api.measure(module, STORIES, ["perplexity", "bits-per-byte"])
+    assert found["perplexity"] == pytest.approx(expected["perplexity"]) and found["tokens"] == 10
+    assert found["bits_per_byte"] == pytest.approx(expected["bits-per-byte"])
+    assert found["nats"] == pytest.approx(10 * math.log(found["perplexity"]))
 
 
 def test_a_metric_that_fails_is_named_with_its_owner(monkeypatch: pytest.MonkeyPatch, module: Module) -> None:
