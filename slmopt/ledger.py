@@ -95,16 +95,16 @@ class Ledger:
     def timings(self) -> str:
         """Where the time went, as aligned text: each pass with its verification, and under it its kinds of rewrite.
 
-        A kind's seconds are those of looking for its rewrites and making them; they are part of the pass's.
+        A kind's time is that of looking for its rewrites and making them, and part of the pass's.
         """
         rows: list[tuple[str, ...]] = []
         for row in self.rows:
-            rows.append((row.name, "", f"{row.seconds:.3f}", f"{row.verify_seconds:.3f}"))
+            rows.append((row.name, "", _milliseconds(row.seconds), _milliseconds(row.verify_seconds)))
             spent = sorted(row.rewrites.items(), key=lambda item: -item[1].seconds)
-            rows += [(f"  {kind}", str(found.count), f"{found.seconds:.3f}", "") for kind, found in spent]
+            rows += [(f"  {kind}", str(found.count), _milliseconds(found.seconds), "") for kind, found in spent]
         total, checked = (sum(getattr(row, name) for row in self.rows) for name in ("seconds", "verify_seconds"))
-        rows.append(("total", "", f"{total:.3f}", f"{checked:.3f}"))
-        return format_table(("pass", "rewrites", "s", "verify s"), rows)
+        rows.append(("total", "", _milliseconds(total), _milliseconds(checked)))
+        return format_table(("pass", "rewrites", "ms", "verify ms"), rows)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -122,6 +122,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.perplexity is None else f"{row.perplexity:.4f}", f"{row.seconds + row.verify_seconds:.1f}",
         format_count(row.peak_bytes, "B") if row.peak_bytes else "",
     )  # fmt: skip
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

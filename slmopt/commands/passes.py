@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
+import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from slmopt.commands.console import add_json, print_json
@@ -44,19 +47,35 @@ def _describe(cls: type[Pass]) -> dict[str, Any]:
 
     text = inspect.getdoc(cls) or ""
     contract = f"exact to {cls.contract.tolerance:g}" if isinstance(cls.contract, Exact) else "lossy"
+    rules = [{"kind": rule.kind, "text": rule.text} for rule in getattr(cls, "rules", ())]
     return {
         "name": cls.name, "summary": text.partition("\n")[0], "text": text, "contract": contract,
         "requires": sorted(cls.requires), "ensures": sorted(cls.ensures), "calibrated": cls.calibrated,
-        "options": [{"name": o.name, "type": o.type, "default": o.default} for o in list_options(cls)],
+        "options": [dataclasses.asdict(option) for option in list_options(cls)], "rules": rules,
     }  # fmt: skip
 
 
 def _print_one(item: dict[str, Any]) -> None:
-    print(f"{item['name']} ({item['contract']}, from {item['owner']})\n\n{item['text']}\n")
+    print(f"{item['name']} ({item['contract']}, from {item['owner']})\n\n{_prose(item)}\n")
     for option in item["options"]:
-        print(f"  {option['name']}={option['default']}  ({option['type']})")
+        limits = f"; {option['limits']}" if option["limits"] else ""
+        print(f"  {option['name']}={option['default']}  ({option['type']}{limits})")
+        if option["help"]:
+            print(textwrap.fill(option["help"], 100, initial_indent="      ", subsequent_indent="      "))
     for word in ("requires", "ensures"):
         if item[word]:
             print(f"  {word}: {', '.join(item[word])}")
     if item["calibrated"]:
         print("  needs calibration text")
+    if item["rules"]:
+        print("  rules:")
+        width = max(len(rule["kind"]) for rule in item["rules"])
+        for rule in item["rules"]:
+            print(f"    {rule['kind']:{width}}  {rule['text']}")
+
+
+def _prose(item: dict[str, Any]) -> str:
+    """The docstring without the lines that explain options: those are printed with the options."""
+    names = "|".join(re.escape(option["name"]) for option in item["options"])
+    text = re.sub(rf"(?m)^({names}):[ \t]+.+(?:\n[ \t]+\S.*)*\n?", "", item["text"]) if names else item["text"]
+    return text.rstrip()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from slmopt.ir.graph import Graph, Module, Operand, Weight
 from slmopt.ir.text import print_op
 
-__all__ = ["Difference", "GraphDifference", "diff"]
+__all__ = ["Difference", "GraphDifference", "diff", "diff_text"]
 
 
 _PLACE = "tokenizer"  # metadata that says where a file is, not what the model is; artifacts are written without
@@ -56,6 +57,20 @@ def diff(before: Module, after: Module) -> Difference:
     names = list(dict.fromkeys([*before.graphs, *after.graphs]))
     graphs = tuple(_diff_graph(name, before.graphs.get(name), after.graphs.get(name)) for name in names)
     return Difference(graphs, tuple(_diff_weights(before, after)), tuple(_diff_metadata(before, after)))
+
+
+def diff_text(before: Mapping[str, str], after: Mapping[str, str], context: int = 2) -> str:
+    """A unified diff of the texts of graphs, by name: what an edit did, where values keep their names; "" for nothing.
+
+    `context`: unchanged lines shown around each change.
+    """
+    lines: list[str] = []
+    for name in dict.fromkeys([*before, *after]):
+        old, new = (texts.get(name, "").splitlines() for texts in (before, after))
+        if old != new:
+            found = list(difflib.unified_diff(old, new, f"@{name}", f"@{name}", n=context, lineterm=""))
+            lines += [f"graph @{name}", *found[2:]]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _diff_graph(name: str, before: Graph | None, after: Graph | None) -> GraphDifference:
