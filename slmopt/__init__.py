@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slmopt.api import compile, load, open, optimize
+    from slmopt.bisection import bisect
     from slmopt.errors import SlmError
     from slmopt.ir.graph import Module
     from slmopt.pipeline import Context, Exact, Lossy, Pass
     from slmopt.runtime import LanguageModel
 
 __all__ = [
-    "Context", "Exact", "LanguageModel", "Lossy", "Module", "Pass", "SlmError", "__version__", "compile", "load",
-    "open", "optimize",
+    "Context", "Exact", "LanguageModel", "Lossy", "Module", "Pass", "SlmError", "__version__", "bisect", "compile",
+    "load", "open", "optimize",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _PLACES = {
     "Module": "slmopt.ir.graph",
     "Pass": "slmopt.pipeline",
     "SlmError": "slmopt.errors",
+    "bisect": "slmopt.bisection",
     "compile": "slmopt.api",
     "load": "slmopt.api",
     "open": "slmopt.api",

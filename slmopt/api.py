@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from slmopt.recipe import Recipe
     from slmopt.runtime import LanguageModel
 
-__all__ = ["compile", "load", "measure", "open", "optimize", "parse"]
+__all__ = ["compile", "load", "measure", "open", "optimize", "parse", "resolve_recipe"]
 
 TEXT_TOKENS = 4096  # of a calibration text, so many tokens are looked at after each lossy pass
 
@@ -58,7 +58,7 @@ def optimize(
     `text` (contents, not a path) calibrates, gives perplexity and enforces the recipe's budget. `verify=False` checks
     structure alone. Raises ContractError where a pass drifts or leaves the budget, InputError for a wrong recipe.
     """
-    passes, budget = _passes(recipe)
+    passes, budget = resolve_recipe(recipe)
     return _run(
         module, passes, budget, text=text, text_tokens=text_tokens, verify=verify, target=target, report=report,
         observe=observe,
@@ -86,7 +86,8 @@ def _run(
     return result
 
 
-def _passes(recipe: str | os.PathLike[str] | Recipe | Sequence[str | Pass]) -> tuple[list[Pass], Budget]:
+def resolve_recipe(recipe: str | os.PathLike[str] | Recipe | Sequence[str | Pass]) -> tuple[list[Pass], Budget]:
+    """The passes of a recipe, and its budget; InputError where it is wrong."""
     from slmopt.options import build_pass
     from slmopt.pipeline import Budget
     from slmopt.plugins.discovery import registry
@@ -119,7 +120,7 @@ def compile(
 
     parsed = parse_target(target)
     backend = registry().find_backend(parsed.backend)
-    passes = None if recipe is None else _passes(recipe)  # a wrong recipe shows before anything slow
+    passes = None if recipe is None else resolve_recipe(recipe)  # a wrong recipe shows before anything slow
     if output is not None:
         check_output(output)
     report("load", 0.0)
@@ -131,7 +132,7 @@ def compile(
         module = _run(module, *passes, report=report, **options)
     wanted = backend.pipeline(module, parsed)
     if wanted:
-        module = _run(module, *_passes(wanted), verify=verify, target=target, report=report)
+        module = _run(module, *resolve_recipe(wanted), verify=verify, target=target, report=report)
     if problems := backend.supports(module, parsed):
         raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  " + "\n  ".join(problems))
     if observe is not None:

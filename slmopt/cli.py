@@ -27,6 +27,7 @@ _COMMANDS = {
     "inspect": ("inspect", "show what a model, IR text or artifact is made of"),
     "diff": ("diff", "compare two models, IR texts or artifacts"),
     "eval": ("eval", "measure perplexity and other metrics of a model on a text"),
+    "bisect": ("bisect", "find the pass and the rewrites that break a property, and write a reproducer"),
     "bench": ("bench", "measure the speed of a compiled model"),
     "demo": ("demo", "compile the bundled model and let it write"),
     "passes": ("passes", "list passes and their options"),

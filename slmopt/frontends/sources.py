@@ -36,24 +36,28 @@ class HuggingFaceDirectory:
 
 
 class IRText:
-    """A file of IR text; the module has no weights."""
+    """A file of IR text, with the weights of a file of its name that ends in .safetensors, where there is one."""
 
-    summary = "IR text (.slm), without weights"
+    summary = "IR text (.slm), with weights where a .safetensors file of its name lies beside it"
 
     def accepts(self, source: Any) -> bool:
         """Whether the path ends in .slm."""
         return isinstance(source, str | os.PathLike) and _is_text(source)
 
     def load(self, source: Any) -> Module:
-        """Parse the file."""
+        """Parse the file; InputError where the weights beside it are not those that it names."""
         from slmopt.calibrate import read_text
         from slmopt.ir.text import parse_module
+        from slmopt.module_files import add_stored_weights, weights_file
 
         text = read_text(source)
         try:
-            return parse_module(text)
+            module = parse_module(text)
         except IRError as error:
             raise IRError(f"{source}: {error}") from error
+        if (stored := weights_file(source)).is_file():
+            add_stored_weights(module, stored)
+        return module
 
 
 class TorchModule:
