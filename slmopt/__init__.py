@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slmopt.api import compile, load, open, optimize
+    from slmopt.api import compile, load, measure, open, optimize, parse
     from slmopt.bisection import bisect
     from slmopt.errors import SlmError
     from slmopt.ir.graph import Module
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Context", "Exact", "LanguageModel", "Lossy", "Module", "Pass", "SlmError", "__version__", "bisect", "compile",
-    "load", "open", "optimize",
+    "load", "measure", "open", "optimize", "parse",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
@@ -33,8 +33,10 @@ _PLACES = {
     "bisect": "slmopt.bisection",
     "compile": "slmopt.api",
     "load": "slmopt.api",
+    "measure": "slmopt.api",
     "open": "slmopt.api",
     "optimize": "slmopt.api",
+    "parse": "slmopt.api",
 }
 
 
