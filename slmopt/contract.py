@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ class Snapshot:
 
     def __init__(self, module: Module, texts: Mapping[str, str]) -> None:
         self.module, self.texts, self.store = module.copy(), texts, module.weights
-        self.module.metadata = deepcopy(module.metadata)
         self.sources: dict[str, WeightSource] = {key: module.weights.source(key) for key in module.weights}
         self._own, self._held = module.weights.snapshot(), _write_counts(self.sources)
 
@@ -45,7 +43,7 @@ class Snapshot:
         self.store.restore(self._own)
         was = self.module
         module.name, module.weights, module.ledger = was.name, self.store, was.ledger
-        module.graphs, module.metadata = dict(was.graphs), deepcopy(was.metadata)
+        module.graphs, module.metadata = dict(was.graphs), was.metadata
 
     def written(self) -> list[str]:
         """The weights held in memory that were written to since."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import IRError
@@ -374,7 +375,8 @@ class Module:
 
     def copy(self) -> Module:
         """Graphs are copied; the weight store is branched: it shares tensors, and new keys stay in the copy."""
-        copied = Module(self.name, [g.copy() for g in self.graphs.values()], self.weights.branch(), self.metadata)
+        graphs, metadata = [graph.copy() for graph in self.graphs.values()], deepcopy(self.metadata)
+        copied = Module(self.name, graphs, self.weights.branch(), metadata)
         copied.ledger = self.ledger
         return copied
 
