@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from slmopt.declaration import (
+    alternatives,
+    check_declaration,
+    option_help,
+    option_limits,
+    option_types,
+    type_name,
+)
 from slmopt.errors import InputError, nearest
 from slmopt.pipeline import Pass
 
 __all__ = ["Option", "PassText", "build_pass", "describe_pass", "list_options", "parse_pass", "split_passes"]
 
+_REQUIRED = "required"
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
 _OPTION = re.compile(r'\s*([A-Za-z_]\w*)\s*=\s*("(?:[^"\\]|\\.)*"|\[[^\]]*\]|[^,"{}\[\]]*?)\s*(?:,|\Z)')
 
@@ -30,11 +38,13 @@ class PassText:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a pass: `type` as people write it, `default` as text."""
+    """An option of a pass: `type` as people write it, `default` as text, `help` and `limits` in words, maybe empty."""
 
     name: str
     type: str
     default: str
+    help: str = ""
+    limits: str = ""
 
 
 def split_passes(text: str) -> list[str]:
@@ -80,7 +90,8 @@ def build_pass(
     """
     written = parse_pass(text) if isinstance(text, str) else text
     cls = lookup(written.name)
-    fields = _fields(cls)
+    check_declaration(cls)
+    fields = option_types(cls)
     values: dict[str, Any] = {}
     for name, value in {**(defaults or {}), **written.options}.items():
         if name not in fields:
@@ -89,18 +100,24 @@ def build_pass(
         place = f"pass {written.name}: option {name}"
         read = _convert if isinstance(value, str) else _check
         values[name] = read(value, fields[name], place)
+    missing = [option.name for option in list_options(cls) if option.default == _REQUIRED and option.name not in values]
+    if missing:
+        raise InputError(f"pass {written.name} needs the option {missing[0]!r}: {written.name}{{{missing[0]}=...}}")
     return cls(**values)
 
 
 def list_options(cls: type[Pass]) -> list[Option]:
     """The options of a pass, in order; InputError where it is no dataclass."""
-    hints, found = _fields(cls), []
+    check_declaration(cls)
+    hints, found = option_types(cls), []
+    text, limits = option_help(cls), option_limits(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        shown = "required" if default is dataclasses.MISSING else _print(default)
-        found.append(Option(field.name, _type_name(hints[field.name]), shown))
+        shown = _REQUIRED if default is dataclasses.MISSING else _print(default)
+        name = field.name
+        found.append(Option(name, type_name(hints[name]), shown, text.get(name, ""), limits.get(name, "")))
     return found
 
 
@@ -115,41 +132,13 @@ def describe_pass(item: Pass) -> str:
     return f"{item.name}{{{','.join(parts)}}}" if parts else item.name
 
 
-def _fields(cls: type[Pass]) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(cls):
-        raise InputError(f"pass {cls.name} is no dataclass: decorate {cls.__name__} with @dataclass(frozen=True)")
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-
-
-def _alternatives(expected: Any) -> Iterator[Any]:
-    if isinstance(expected, types.UnionType) or typing.get_origin(expected) is typing.Union:
-        yield from typing.get_args(expected)
-    else:
-        yield expected
-
-
-def _type_name(expected: Any) -> str:
-    names = []
-    for one in _alternatives(expected):
-        if one is type(None):
-            names.append("none")
-        elif typing.get_origin(one) is typing.Literal:
-            names.extend(str(value) for value in typing.get_args(one))
-        elif typing.get_origin(one) is tuple:
-            names.append(f"[{_type_name(typing.get_args(one)[0])},...]")
-        else:
-            names.append({int: "integer", float: "number", bool: "true|false", str: "text"}.get(one, str(one)))
-    return "|".join(names)
-
-
 def _convert(text: str, expected: Any, place: str) -> Any:
     """The value that `text` writes, of the expected type."""
-    for one in _alternatives(expected):
+    for one in alternatives(expected):
         found = _convert_one(text, one, place)
         if found is not _NO_VALUE:
             return found
-    raise InputError(f"{place} must be {_type_name(expected)}, got {text}")
+    raise InputError(f"{place} must be {type_name(expected)}, got {text}")
 
 
 _NO_VALUE = object()
@@ -170,10 +159,19 @@ def _convert_one(text: str, expected: Any, place: str) -> Any:
     if origin is typing.Literal:
         matching = [value for value in typing.get_args(expected) if str(value) == _unquote(text, place)]
         return matching[0] if matching else _NO_VALUE
+    if hasattr(expected, "parse"):
+        return _parse(_unquote(text, place), expected, place)
     if origin is tuple and text.startswith("["):
         item = typing.get_args(expected)[0]
         return tuple(_convert(part.strip(), item, place) for part in text[1:-1].split(",") if part.strip())
     return _NO_VALUE
+
+
+def _parse(text: str, expected: Any, place: str) -> Any:
+    try:
+        return expected.parse(text)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 def _unquote(text: str, place: str) -> str:
@@ -189,7 +187,7 @@ def _check(value: Any, expected: Any, place: str) -> Any:
     """A value from TOML or Python, of the expected type."""
     if isinstance(value, list):
         value = tuple(value)
-    for one in _alternatives(expected):
+    for one in alternatives(expected):
         origin = typing.get_origin(one)
         if one is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
@@ -199,7 +197,7 @@ def _check(value: Any, expected: Any, place: str) -> Any:
             return tuple(_check(item, typing.get_args(one)[0], place) for item in value)
         if isinstance(one, type) and isinstance(value, one) and (one is bool) == isinstance(value, bool):
             return value
-    raise InputError(f"{place} must be {_type_name(expected)}, got {value!r}")
+    raise InputError(f"{place} must be {type_name(expected)}, got {value!r}")
 
 
 def _print(value: Any) -> str:
@@ -211,4 +209,4 @@ def _print(value: Any) -> str:
         return value if re.fullmatch(r"[\w.+-]+", value) else json.dumps(value)
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(_print, value)) + "]"
-    return str(value)
+    return str(value) if isinstance(value, int | float) else _print(str(value))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from slmopt.contract import FACTS, Loads, Snapshot, changed_graphs, check_kept, check_report, check_step, print_graphs
+from slmopt.declaration import check_class, check_declaration, check_options
 from slmopt.errors import ContractError, IRError
 from slmopt.ir.graph import Module, Op
 from slmopt.ir.verify import verify
@@ -93,6 +94,14 @@ class Pass:
     calibrated: ClassVar[bool] = False
     unties: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        check_class(cls)
+
+    def __post_init__(self) -> None:
+        """Check the options; a pass with a check of its own begins it with `super().__post_init__()`."""
+        check_options(self)
+
     def run(self, module: Module, context: Context) -> dict[str, int]:
         """Edit `module` in place; returns what changed, counted by kind ({}: nothing).
 
@@ -129,6 +138,8 @@ class Pipeline:
         self, passes: Sequence[Pass], budget: Budget | None = None, *, verify: bool = True,
         known: Callable[[], Mapping[str, type[Pass]]] = dict, observers: Sequence[Observer] = (),
     ) -> None:  # fmt: skip
+        for item in passes:
+            check_declaration(type(item))
         self.passes, self.budget, self.verify = tuple(passes), budget or Budget(), verify
         self.known, self.observers = known, tuple(observers)
 

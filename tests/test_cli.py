@@ -191,7 +191,9 @@ def test_passes_shows_options_and_rewrites(capsys: pytest.CaptureFixture[str]) -
     assert main(["passes", "--json"]) == 0
     found = {item["name"]: item for item in json.loads(capsys.readouterr().out)}
     assert set(found) == set(builtin.slmopt_passes())
-    assert {"name": "bits", "type": "integer", "default": "4"} in found["quantize"]["options"]
+    options = {option["name"]: option for option in found["quantize"]["options"]}
+    bits = {"name": "bits", "type": "integer", "default": "4", "help": "of a weight", "limits": "4 or 8"}
+    assert options["bits"] == bits
     assert found["quantize"]["contract"] == "lossy" and found["fuse"]["contract"] == "exact to 0.0001"
     assert all(item["summary"] for item in found.values())
     assert main(["passes", "incrementalize"]) == 0

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmopt.errors import InputError
+from slmopt.ir.graph import Module
 from slmopt.options import build_pass, describe_pass, list_options, parse_pass, split_passes
-from slmopt.pipeline import Pass
+from slmopt.pipeline import Context, Pass
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Sample(Pass):
     limit: int | None = None
     kind: Literal["a", "b"] = "a"
     sizes: tuple[int, ...] = ()
+
+    def run(self, module: Module, context: Context) -> dict[str, int]:
+        return {}
 
 
 def lookup(name: str) -> type[Pass]:

@@ -70,7 +70,7 @@ def test_what_is_wrong_is_said(text: str, message: str) -> None:
     [
         ("passes = ['raize']", "recipe r: unknown pass 'raize'; did you mean 'raise'?"),
         ("passes = ['quantize{bit=4}']", "recipe r: pass quantize has no option 'bit'; did you mean 'bits'?"),
-        ("passes = ['quantize{bits=3}']", "recipe r: quantize: bits must be 4 or 8, got 3"),
+        ("passes = ['quantize{bits=3}']", "recipe r: pass quantize: option bits must be 4 or 8, got 3"),
         ("passes = ['quantize']\n[options.quantise]\nbits=4", "[options.quantise] is for no pass of the recipe"),
         ("passes = ['quantize']\n[options.quantize]\nbits='many'", "option bits must be integer, got many"),
     ],

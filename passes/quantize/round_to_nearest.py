@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from slmopt.declaration import option
 from slmopt.errors import InputError
 from slmopt.ir.graph import Module, Op, Value, Weight
 from slmopt.ir.types import QuantizedType
@@ -26,15 +27,6 @@ class Quantize(Pass):
     Weights are rounded to nearest, with one float16 scale per `group` inputs (0: per row). A weight that several ops
     read, such as a tied embedding and head, is rounded once and stays shared; where an option excludes one of its
     users it stays as it is. Tables that are not indexed by token ids (learned positions) stay as they are.
-
-    bits:       4 or 8
-    group:      inputs that share a scale, a multiple of 32; 0: one scale per output
-    symmetric:  w = scale * code; otherwise w = scale * code + minimum
-    head:       also the linear that gives the logits
-    embedding:  also the table of token embeddings
-    act:        "q8": linears read activations rounded to 8 bits per 32 elements; "none": they read float32
-    layers:     a regular expression; only weights in whose key it is found
-    search:     try several scales per group and keep the one of least squared error
     """
 
     name: ClassVar[str] = "quantize"
@@ -43,25 +35,18 @@ class Quantize(Pass):
     follows: ClassVar[frozenset[str]] = frozenset({"raised"})
     breaks: ClassVar[frozenset[str]] = frozenset({"fused"})
 
-    bits: int = 4
-    group: int = 32
-    symmetric: bool = True
-    head: bool = True
-    embedding: bool = True
-    act: str = "q8"
-    layers: str = ""
-    search: bool = True
+    bits: int = option(4, choices=(4, 8), help="of a weight")
+    group: int = option(32, minimum=0, multiple_of=32, help="inputs that share a scale; 0: one scale per output")
+    symmetric: bool = option(True, help="w = scale * code; otherwise w = scale * code + minimum")
+    head: bool = option(True, help="also the linear that gives the logits")
+    embedding: bool = option(True, help="also the table of token embeddings")
+    act: str = option("q8", choices=("q8", "none"), help="q8: linears read activations rounded to 8 bits per 32 "
+                                                         "elements; none: they read float32")  # fmt: skip
+    layers: str = option("", help="a regular expression; only weights in whose key it is found")
+    search: bool = option(True, help="try several scales per group and keep the one of least squared error")
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise InputError(f"quantize: bits must be 4 or 8, got {self.bits}")
-        if self.group < 0 or self.group % 32:
-            raise InputError(
-                f"quantize: group must be a multiple of 32, or 0 for one scale per output, got {self.group}: "
-                "activations are rounded in groups of 32"
-            )
-        if self.act not in ("q8", "none"):
-            raise InputError(f'quantize: act must be "q8" or "none", got {self.act!r}')
+        super().__post_init__()
         try:
             re.compile(self.layers)
         except re.error as error:

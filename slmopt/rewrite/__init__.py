@@ -11,7 +11,7 @@
 from slmopt.ir.derivation import derive_weight
 from slmopt.rewrite.checks import check_rules
 from slmopt.rewrite.driver import erase_unused, rewrite
-from slmopt.rewrite.matches import Match, match
+from slmopt.rewrite.matches import Match, find_matches, match
 from slmopt.rewrite.patterns import (
     COMMUTATIVE,
     Pattern,
@@ -28,7 +28,7 @@ from slmopt.rewrite.rewriter import Rewriter
 from slmopt.rewrite.rules import Build, Rule, replace, rule
 
 __all__ = [
-    "COMMUTATIVE", "Build", "Match", "Pattern", "RewritePass", "Rewriter", "Rule", "any_", "check_rules", "constant",
-    "constant_value", "derive_weight", "either", "erase_unused", "match", "on_last_axis", "op", "replace", "rewrite",
-    "rule", "weight",
+    "COMMUTATIVE", "Build", "Match", "Pattern", "RewritePass", "Rewriter", "Rule", "any_", "check_rules",
+    "constant", "constant_value", "derive_weight", "either", "erase_unused", "find_matches", "match",
+    "on_last_axis", "op", "replace", "rewrite", "rule", "weight",
 ]  # fmt: skip

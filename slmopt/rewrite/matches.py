@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from slmopt.errors import IRError, nearest
 from slmopt.ir.graph import Attribute, Op, Operand, Value, Weight
 from slmopt.rewrite.patterns import Bindings, Pattern
 
-__all__ = ["Match", "match"]
+__all__ = ["Match", "find_matches", "match"]
 
 
 class Match:
@@ -75,3 +77,11 @@ def match(operand: Operand, pattern: Pattern) -> Match | None:
         return None
     found = next(pattern.find(operand, {}), None)
     return None if found is None else Match(operand.op, found)
+
+
+def find_matches(ops: Iterable[Op], pattern: Pattern) -> Iterator[Match]:
+    """The first match at each of some ops: of a graph (`graph.walk()`) or a block (`block.ops`), in order."""
+    for op in ops:
+        found = match(op.results[0], pattern) if op.results and op.graph is not None else None
+        if found is not None:
+            yield found

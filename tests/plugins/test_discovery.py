@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,20 +12,24 @@ import pytest
 
 from slmopt.errors import InputError
 from slmopt.ir.dims import Dim
-from slmopt.ir.graph import Op
+from slmopt.ir.graph import Module, Op
 from slmopt.ir.ops import registry as ops
 from slmopt.ir.spec import OpSpec
 from slmopt.ir.text import parse_module
-from slmopt.pipeline import Pass
+from slmopt.pipeline import Context, Pass
 from slmopt.plugins import builtin
 from slmopt.plugins.discovery import Registry, registry
 from slmopt.plugins.hooks import slmopt_plugin
 
 
+@dataclass(frozen=True)
 class Nothing(Pass):
     """x -> x"""
 
     name = "nothing"
+
+    def run(self, module: Module, context: Context) -> dict[str, int]:
+        return {}
 
 
 class Texts:
