@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from slmopt.errors import InputError, SlmError, nearest
 
 __all__ = ["build_object", "llvm_target"]
 
+
+@cache
 def llvm_target(isa: Isa) -> Any:
     """TVM's target for an instruction set; InputError where LLVM does not know what the description names."""
     import tvm

@@ -305,7 +305,8 @@ class Lowering:
         view = self.place(output)
         owners = [v for v, other in self.views.items() if other.buffer is view.buffer]
         plain = view.offset == 0 and view.buffer.space == "arena" and view.strides[1:] == (output.shape[2], 1)
-        if not plain or any(owner is not output for owner in owners):
+        whole = any(view.buffer in call.writes and not call.tail for call in self.calls)  # logits are only a few rows
+        if not plain or whole or any(owner is not output for owner in owners):
             view = self.place(self.copy(output))
             self.calls[-1].tail = True
         view.buffer.space = "logits"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,16 @@ class OpRegistry:
         """Whose op that is; None where there is none of that name."""
         found = self._specs.get(name) or self._promised.get(name)
         return None if found is None else found[1]
+
+    @contextmanager
+    def having(self, specs: Iterable[OpSpec], owner: str) -> Iterator[None]:
+        """These specs too, inside the `with`; for trying an op before a plugin offers it."""
+        before = dict(self._specs)
+        self.add(specs, owner)
+        try:
+            yield
+        finally:
+            self._specs = before
 
     def lookup(self, name: str, location: str = "") -> OpSpec:
         """The spec of op `name`; IRError suggests the nearest name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ WIDE = "f32[b, s, 32]"
 
 
 @pytest.fixture(autouse=True)
-def _known_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for spec in acme.SPECS:
-        monkeypatch.setitem(ops._specs, spec.name, (spec, "acme"))
+def _known_ops() -> Iterator[None]:
+    with ops.having(acme.SPECS, "acme"):
+        yield
 
 
 def offers(lowerings: dict[str, Any] = acme.LOWERINGS, isas: dict[str, Any] | None = None) -> Offers:
