@@ -1,0 +1,31 @@
+"""Every built-in pass on random graphs: it keeps the contract, whatever the graph."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from slmopt.ir.graph import Module
+from slmopt.ir.verify import verify
+from slmopt.pipeline import Pipeline
+from slmopt.plugins.discovery import registry
+from slmopt.stand_in import add_stand_ins
+from tests.ir.graphs import modules
+
+PASSES = [cls for name, cls in registry().working_passes().items() if name != "incrementalize"]
+
+
+@pytest.mark.parametrize("cls", PASSES, ids=lambda cls: cls.name)
+@given(module=modules())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_pass_keeps_the_rules_and_tells_the_truth(cls: type, module: Module) -> None:
+    """Order, signature, weights, ties, metadata and report are checked by the pipeline; then the IR once more."""
+    add_stand_ins(module, drawn=True)
+    pipeline = Pipeline([cls()], verify=False)
+    if "forward" not in module.graphs:
+        name, graph = next(iter(module.graphs.items()))
+        del module.graphs[name]
+        graph.name = "forward"
+        module.graphs["forward"] = graph
+    pipeline.run(module)
+    verify(module, weights=True)
