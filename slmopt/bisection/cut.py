@@ -118,8 +118,9 @@ class Activations:
 
         from slmopt.interpreter import run
 
-        missing = [value.name for value in graph.inputs if value.name not in self._known]
-        if missing:
+        if any(value.name not in self._known for value in graph.inputs):
+            # all of its values, as parts of this part are asked for next
+            missing = [value.name for value in graph.values() if value.name not in self._known]
             part = self.graph.copy()
             part.states = 0
             part.set_outputs([part.value(name) for name in missing])

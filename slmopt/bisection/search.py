@@ -55,7 +55,7 @@ def bisect(
     passes, _ = resolve_recipe(recipe)
     if not passes:
         raise InputError("the recipe has no passes")
-    texts = _read_texts(module, check or "", text, text_tokens)
+    texts = _read_texts(module, text, text_tokens)
     made = _make_check(check, command, texts, target)
     context = _context(texts, target)
     return _Search(module, passes, made, texts, context, report).run(reproducer)
@@ -165,7 +165,7 @@ def _make_check(check: str | None, command: str | None, texts: Texts, target: st
     return make_check(parse_check(check or "", tuple(registry().metrics)), texts, target)
 
 
-def _read_texts(module: Module, check: str, text: str | None, tokens: int | None) -> Texts:
+def _read_texts(module: Module, text: str | None, tokens: int | None) -> Texts:
     from slmopt.api import TEXT_TOKENS
     from slmopt.calibrate import tokenize_documents
     from slmopt.metrics import ModuleSubject, read_documents
