@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from slmopt.declaration import check_declaration, option_types
 from slmopt.errors import InputError, PluginWarning, SlmError, nearest
 from slmopt.offers import Offer
 from slmopt.plugins.collection import collect
@@ -72,6 +73,11 @@ class Registry:
         found = offer.load()
         if not (isinstance(found, type) and issubclass(found, Pass)) or getattr(found, "name", None) != name:
             raise InputError(f"pass {name!r}, offered by {offer.source}: {offer.place} is no Pass with name = {name!r}")
+        try:
+            check_declaration(found, published=True)
+            option_types(found)  # that they can be read
+        except InputError as error:
+            raise InputError(f"{error}; {offer.source} offers it") from error
         return found
 
     def find_backend(self, name: str) -> Backend:
@@ -131,19 +137,7 @@ class Registry:
 
     def working_passes(self) -> dict[str, type[Pass]]:
         """Every pass that can be imported, by name; of third parties, the others are warnings."""
-
-        def read(name: str) -> type[Pass]:
-            from slmopt.options import list_options
-
-            found = self.find_pass(name)
-            try:
-                list_options(found)
-            except Exception as error:
-                text = str(error) if isinstance(error, InputError) else describe(error)
-                raise InputError(f"pass {name!r}, offered by {self.passes[name].source}: {text}") from error
-            return found
-
-        return self._working(self.passes, read)
+        return self._working(self.passes, self.find_pass)
 
     def working_backends(self) -> dict[str, Backend]:
         """Every backend that can be imported, by name; of third parties, the others are warnings."""

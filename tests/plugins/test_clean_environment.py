@@ -46,6 +46,7 @@ class Environment:
         environment: Mapping[str, str] = {
             **{name: value for name, value in os.environ.items() if name not in hidden and name[:4] != "PIP_"},
             "PYTHONDONTWRITEBYTECODE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1",
+            "SLMOPT_CACHE": str(self.directory / "cache"),
         }  # fmt: skip
         command = [str(self.python), *arguments]
         done = subprocess.run(command, cwd=self.directory, env=environment, capture_output=True, text=True, check=False)
@@ -90,14 +91,13 @@ import sys
 from pathlib import Path
 import slmopt
 assert Path(slmopt.__file__).is_relative_to(sys.prefix), slmopt.__file__
-from slmopt.api import measure
 module = slmopt.optimize(slmopt.load("model"), ["raise", "zero-small{share=0.2}"])
 ops = [op.name for op in module.graph().walk()]
 assert ops.count("relu_squared") == 2 and "relu" not in ops, ops
 path = slmopt.compile(module, "cpu", "from-python")
 with slmopt.open(path) as model:
     print(model.generate("w3 w4", 8))
-    print(measure(model, Path("text").read_text(), ["top-5"])["top-5"])
+    print(slmopt.measure(model, Path("text").read_text(), ["top-5"])["top-5"])
 """
 
 UNKNOWN = [

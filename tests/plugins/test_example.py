@@ -45,7 +45,8 @@ def python(site: Path, *arguments: str, text: str = "") -> subprocess.CompletedP
 def test_its_pass_is_listed_with_its_owner(site: Path) -> None:
     (found,) = json.loads(slmopt(site, "passes", "zero-small", "--json").stdout)
     assert found["owner"] == "slmopt-example (example)" and found["contract"] == "lossy"
-    assert found["options"] == [{"name": "share", "type": "number", "default": "0.1"}]
+    (share,) = found["options"]
+    assert (share["name"], share["type"], share["default"], share["limits"]) == ("share", "number", "0.1", "0 to 1")
 
 
 def test_its_recipe_pass_and_op_run(site: Path) -> None:
@@ -55,7 +56,7 @@ def test_its_recipe_pass_and_op_run(site: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("weight @wq.sparse : f32[32, 32]") == 1 and "relu_squared(%r)" in done.stdout
     wrong = slmopt(site, "opt", "-p", "zero-small{share=2}", text=text)
-    assert wrong.returncode == 2 and "zero-small: share must lie in 0 to 1, got 2.0" in wrong.stderr
+    assert wrong.returncode == 2 and "pass zero-small: option share must be 0 to 1, got 2.0" in wrong.stderr
 
 
 def test_everything_it_offers_is_listed_and_can_be_imported(site: Path) -> None:
@@ -68,6 +69,19 @@ def test_everything_it_offers_is_listed_and_can_be_imported(site: Path) -> None:
         "passes": ["zero-small"], "ops": ["relu_squared"], "rules": ["raise-activation/relu-squared"],
         "isas": ["avx2-small"], "lowerings": ["tvm:relu_squared"], "recipes": ["sparse"], "metrics": ["top-5"],
     }  # fmt: skip
+
+
+def test_listing_it_imports_nothing_of_it(site: Path) -> None:
+    code = """
+import sys
+from slmopt.plugins.discovery import registry
+known = registry()
+known.add_ops()
+assert "zero-small" in known.passes and "relu_squared" in known.ops
+print(*sorted(name for name in sys.modules if name.startswith(("slmopt_example", "torch", "numpy", "tvm"))))
+"""
+    done = python(site, "-c", code)
+    assert done.stdout.split() == ["slmopt_example", "slmopt_example.plugin"], done.stderr
 
 
 PROGRAM = """

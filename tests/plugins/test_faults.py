@@ -6,6 +6,7 @@ import importlib.metadata
 import sys
 import types
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,18 +16,23 @@ import pytest
 
 from slmopt.cli import main
 from slmopt.errors import InputError, PluginWarning
+from slmopt.ir.graph import Module
 from slmopt.offers import replaces
-from slmopt.pipeline import Pass
+from slmopt.pipeline import Context, Pass
 from slmopt.plugins import builtin, discovery
 from slmopt.plugins.discovery import Registry
 from slmopt.plugins.hooks import slmopt_plugin
 from slmopt.plugins.installed import Plugin, find_plugins
 
 
+@dataclass(frozen=True)
 class Other(Pass):
     """x -> x"""
 
     name = "raise"
+
+    def run(self, module: Module, context: Context) -> dict[str, int]:
+        return {}
 
 
 class Plain(Pass):
@@ -261,7 +267,7 @@ def test_a_pass_that_cannot_be_imported_is_missing_from_lists_alone() -> None:
 
 def test_a_pass_that_is_no_dataclass_is_missing_from_lists_alone() -> None:
     known = Registry([("slmopt", builtin), mine(offering(slmopt_passes={"plain": f"{HERE}:Plain"}))])
-    with pytest.warns(PluginWarning, match=r"mine 1\.5 \(point\): pass plain is no dataclass: decorate Plain"):
+    with pytest.warns(PluginWarning, match=r"pass plain is no dataclass: decorate Plain .*; mine 1\.5 \(point\) offers it"):
         assert "plain" not in known.working_passes()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmopt.rewrite import Rule, any_, op
+from slmopt import Rule, any_, op
 
 __all__ = ["RULES"]
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from slmopt.errors import InputError
-from slmopt.ir.graph import Module, Weight
+from slmopt import Context, Lossy, Module, Pass, Weight, option
 from slmopt.ir.types import DType
-from slmopt.pipeline import Context, Contract, Lossy, Pass
 
 if TYPE_CHECKING:
     import torch
@@ -16,19 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ZeroSmall(Pass):
-    """linear(x, w) -> linear(x, w with its smallest numbers set to zero).
-
-    share:  of the numbers of each weight, 0 to 1
-    """
+    """linear(x, w) -> linear(x, w with its smallest numbers set to zero)."""
 
     name: ClassVar[str] = "zero-small"
-    contract: ClassVar[Contract] = Lossy()
+    contract: ClassVar[Lossy] = Lossy()
 
-    share: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise InputError(f"zero-small: share must lie in 0 to 1, got {self.share}")
+    share: float = option(0.1, minimum=0, maximum=1, help="of the numbers of each weight, how many become zero")
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         ops = [op for graph in module.graphs.values() for op in graph.walk()]
