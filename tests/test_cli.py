@@ -301,8 +301,19 @@ def test_inspect_counts_ops_and_weights(text_file: Path, capsys: pytest.CaptureF
     assert "toy: 3.36 k parameters, 13.4 kB" in capsys.readouterr().out
     assert main(["inspect", str(text_file), "--graph", "forward"]) == 0
     assert capsys.readouterr().out.startswith("  graph @forward(%ids: i64[b, s]) {")
-    assert main(["inspect", str(text_file), "--dot", "forward"]) == 0
-    assert capsys.readouterr().out.startswith('digraph "forward" {')
+
+
+def test_inspect_draws_graphs(text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    starts = {"svg": "<svg xmlns=", "html": "<!DOCTYPE html>", "dot": 'digraph "forward" {'}
+    for suffix, start in starts.items():
+        file = tmp_path / f"picture.{suffix}"
+        assert main(["inspect", str(text_file), "--graph", str(file), "--name", "forward"]) == 0
+        assert file.read_text().startswith(start)
+    wrong = ["inspect", str(text_file), "--graph", str(tmp_path / "picture.svg"), "--name", "step"]
+    assert "has no graph @step" in _wrong(wrong, capsys, 1)
+    assert "--name says which graph to draw" in _wrong(["inspect", str(text_file), "--name", "forward"], capsys, 2)
+    nowhere = str(tmp_path / "nowhere" / "picture.svg")
+    assert f"cannot write {nowhere}" in _wrong(["inspect", str(text_file), "--graph", nowhere], capsys, 2)
 
 
 def test_inspect_of_a_graph_that_is_not_there(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

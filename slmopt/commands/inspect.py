@@ -1,6 +1,7 @@
 """Show what a model, IR text or artifact is made of: graphs, ops, weights, size and work; of an artifact, its ledger.
 
---graph prints a graph's IR text, --dot its Graphviz text.
+--graph NAME prints the IR text of a graph. --graph FILE draws: FILE.svg is a picture, FILE.html a page where blocks and
+modules unfold at a click, FILE.dot text for Graphviz. Repeated blocks are drawn once.
 """
 
 from __future__ import annotations
@@ -14,35 +15,58 @@ from typing import TYPE_CHECKING, Any
 
 from slmopt.commands.console import add_json, print_json
 from slmopt.commands.sources import is_artifact, open_module
+from slmopt.errors import InputError
 
 if TYPE_CHECKING:
     from slmopt.ir.graph import Module
 
 __all__ = ["add_arguments", "run"]
 
+_PICTURES = (".svg", ".html", ".dot")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="model directory, IR text (- for standard input) or artifact")
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--graph", metavar="NAME", help="print the IR text of this graph")
-    shown.add_argument("--dot", metavar="NAME", help="print this graph as Graphviz text")
+    shown.add_argument(
+        "--graph", metavar="NAME|FILE", help="print this graph's IR text, or draw into a .svg, .html or .dot"
+    )
     shown.add_argument("--weights", action="store_true", help="list every weight with its type")
+    parser.add_argument("--name", help="the graph to draw; default: the first, in HTML all of them")
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    picture = arguments.graph is not None and Path(arguments.graph).suffix in _PICTURES
+    if arguments.name is not None and not picture:
+        raise InputError(f"--name says which graph to draw: give a file with --graph, ending in {', '.join(_PICTURES)}")
     module = open_module(arguments.source)
-    if arguments.graph is not None:
+    if picture:
+        _draw(module, Path(arguments.graph), arguments.name)
+    elif arguments.graph is not None:
         print(module.graph(arguments.graph))
-    elif arguments.dot is not None:
-        from slmopt.ir.view import to_dot
-
-        print(to_dot(module.graph(arguments.dot)), end="")
     elif arguments.json:
         print_json({**_describe(module, arguments.weights), **_describe_artifact(arguments.source)})
     else:
         _print(_describe(module, arguments.weights), _describe_artifact(arguments.source))
     return 0
+
+
+def _draw(module: Module, file: Path, name: str | None) -> None:
+    from slmopt.ir.drawing import draw_html, draw_svg
+    from slmopt.ir.view import to_dot
+
+    graphs = [module.graph(name)] if name is not None else list(module.graphs.values())
+    if not graphs:
+        raise InputError(f"module @{module.name} has no graph to draw")
+    if file.suffix == ".html":
+        text = draw_html(graphs, module.name)
+    else:
+        text = draw_svg(graphs[0]) if file.suffix == ".svg" else to_dot(graphs[0])
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _describe(module: Module, weights: bool) -> dict[str, Any]:
