@@ -36,10 +36,10 @@ class ZeroSmall(Pass):
 
     def derive(self, module: Module, weight: Weight) -> Weight:
         """The sparse weight, computed when it is asked for."""
-        key, done = f"{weight.key}.sparse", f"smallest {self.share:.0%} zeroed"
+        key, done = f"{weight.key}.sparse", f"smallest {self.share:g} zeroed"
         return Weight(module.weights.derive(key, (weight.key,), weight.type, done, self.zero), weight.type)
 
     def zero(self, weight: torch.Tensor) -> torch.Tensor:
         """`weight` without its smallest numbers."""
-        limit = weight.abs().flatten().kthvalue(max(1, round(self.share * weight.numel()))).values
-        return weight * (weight.abs() > limit)
+        count = round(self.share * weight.numel())
+        return weight * (weight.abs() > weight.abs().flatten().kthvalue(count).values) if count else weight
