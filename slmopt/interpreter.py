@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import InputError, IRError
@@ -47,13 +47,14 @@ def _single_symbol(dim: Dim) -> str | None:
 def run(
     module: Module, graph: str | Graph, inputs: Sequence[torch.Tensor],
     parameters: Mapping[str, torch.Tensor] | None = None, *, wide: bool = False,
+    observe: Callable[[Value, torch.Tensor], None] | None = None,
 ) -> list[torch.Tensor]:  # fmt: skip
     """Execute a graph on concrete inputs; returns its outputs.
 
     Each weight is loaded where it is read and dropped afterwards, each value is dropped after its last use.
     `parameters` gives tensors to use instead of stored weights, by key: with `requires_grad` they collect gradients.
     `wide` computes in float64: two graphs that are equal in real numbers then agree to about 1e-12, and no rounding
-    of activations to 8 bits tips over from one to the other.
+    of activations to 8 bits tips over from one to the other. `observe` sees the result of every op, as it is computed.
     """
     source = module.graph(graph) if isinstance(graph, str) else graph
     bound = source.copy(dims=bind_symbols(source, [tuple(x.shape) for x in inputs]))
@@ -62,9 +63,13 @@ def run(
     values: dict[Value, torch.Tensor] = dict(zip(bound.inputs, given, strict=True))
     last = {operand: op for op in bound.walk() for operand in op.operands if isinstance(operand, Value)}
     kept = set(bound.outputs)
-    for op in bound.walk():
+    for op, original in zip(bound.walk(), source.walk(), strict=True):
         results = _execute(op, module, values, parameters or {}, wide)
-        values.update(zip(op.results, results, strict=True))
+        for value, seen, result in zip(op.results, original.results, results, strict=True):
+            if observe is not None:
+                observe(seen, result)
+            if value in last or value in kept:
+                values[value] = result
         for operand in op.operands:
             if isinstance(operand, Value) and last[operand] is op and operand not in kept:
                 values.pop(operand, None)
@@ -78,7 +83,7 @@ def _execute(
     for operand in op.operands:
         if isinstance(operand, Weight):
             given = parameters.get(operand.key)
-            operands.append(module.weights.load(operand.key) if given is None else given)
+            operands.append(module.weights.stored(operand.key) if given is None else given)
         else:
             operands.append(None if operand is None else values[operand])
     try:
@@ -90,12 +95,12 @@ def _execute(
 
 
 def _apply(op: Op, operands: list[Any], wide: bool) -> Any:
-    """The op's reference on stored weights. Of a quantized matrix only a slab, or the rows read, is float at a time."""
+    """The op's reference on stored weights. Of a matrix only a slab, or the rows read, is widened at a time."""
     stored = [isinstance(operand, Weight) for operand in op.operands]
-    if op.name == "embedding" and isinstance(operands[1], QuantizedTensor):
+    if op.name == "embedding" and stored[1] and _in_parts(operands[1]):
         rows, operands[0] = operands[0].unique(return_inverse=True)
         operands[1] = _rows(operands[1], rows)
-    if op.name == "linear" and isinstance(operands[1], QuantizedTensor):
+    if op.name == "linear" and stored[1] and _in_parts(operands[1]):
         operands[2:] = [_float(o, wide) if s else o for o, s in zip(operands[2:], stored[2:], strict=True)]
         return _linear(op, operands, wide)
     wide = wide and op.name != "embedding"  # of a table few rows are read: the result alone is widened
@@ -103,12 +108,12 @@ def _apply(op: Op, operands: list[Any], wide: bool) -> Any:
 
 
 def _linear(op: Op, operands: list[Any], wide: bool) -> Any:
-    """A linear with a quantized weight [n, k], some of the n outputs at a time."""
+    """A linear with a stored weight [n, k], some of the n outputs at a time."""
     import torch
 
     x, weight = operands[:2]
     bias, residual = [*operands[2:], None, None][:2]
-    rows, columns = weight.codes.shape
+    rows, columns = weight.codes.shape if isinstance(weight, QuantizedTensor) else weight.shape
     step, parts = max(1, _SLAB // max(columns, 1)), []
     for start in range(0, max(rows, 1), step):
         part = slice(start, start + step)
@@ -117,8 +122,15 @@ def _linear(op: Op, operands: list[Any], wide: bool) -> Any:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _rows(tensor: QuantizedTensor, rows: Any) -> QuantizedTensor:
-    """Some rows of a quantized matrix."""
+def _in_parts(weight: Any) -> bool:
+    """Whether a matrix is widened part by part: quantized ones, and large ones that collect no gradient."""
+    return isinstance(weight, QuantizedTensor) or (weight.numel() > _SLAB and not weight.requires_grad)
+
+
+def _rows(tensor: Any, rows: Any) -> Any:
+    """Some rows of a matrix."""
+    if not isinstance(tensor, QuantizedTensor):
+        return tensor[rows]
     minimum = None if tensor.minimum is None else tensor.minimum[rows]
     return QuantizedTensor(tensor.type, tensor.codes[rows], tensor.scales[rows], minimum)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from slmopt.contract import FACTS, Loads, Snapshot, changed_graphs, check_kept, check_report, check_step, print_graphs
 from slmopt.declaration import check_class, check_declaration, check_options
 from slmopt.errors import ContractError, IRError
-from slmopt.ir.graph import Module, Op
+from slmopt.ir.graph import Module, Op, Value
 from slmopt.ir.verify import verify
 from slmopt.ir.weights import watch_loads
 from slmopt.journal import current_journal, open_journal, place_of
@@ -23,6 +23,7 @@ from slmopt.ties import check_ties
 if TYPE_CHECKING:
     from slmopt.calibrate import Calibration
     from slmopt.rewrite import Rule
+    from slmopt.statistics import Statistics
     from slmopt.verification import Verification
 
 __all__ = ["Budget", "Context", "Contract", "Exact", "Lossy", "Observer", "Pass", "Pipeline", "module_facts"]
@@ -75,6 +76,24 @@ class Context:
             journal.grant(kind, place)
         return permitted
 
+    def statistics(
+        self, module: Module, values: Iterable[Value], *, second_moments: bool = False
+    ) -> dict[Value, Statistics]:
+        """Mean, mean square and maximum per channel of values of @forward over the calibration text.
+
+        Such as what a linear reads: `context.statistics(module, [op.value(0)])`. See `slmopt.statistics`. ContractError
+        where no text was given: a pass that asks declares `calibrated = True`, so that this shows before anything runs.
+        """
+        from slmopt.statistics import collect_statistics
+
+        if self.calibration is None:
+            raise ContractError("statistics of activations need calibration text and none is given: a pass that asks "
+                                "for them declares `calibrated: ClassVar[bool] = True`")  # fmt: skip
+        return collect_statistics(
+            module, values, self.calibration, second_moments=second_moments, report=self.report
+        )
+
+
 class Pass:
     """Base of passes. A pass is a frozen dataclass: its fields are its options, its docstring's first line the rewrite.
 
@@ -83,6 +102,8 @@ class Pass:
     any pass of the pipeline establishes them, because what it looks for comes with them. ensures: facts that hold
     afterwards. breaks: facts that no longer hold where it changed anything.
     calibrated: it cannot run without `context.calibration`. unties: it may give ops that read one weight several.
+    Claims that `slmopt.testing.check_pass` proves: idempotent: it finds nothing in its own result. loss_bound: of a
+    lossy pass, the largest change of any output, relative to its largest number.
     """
 
     name: ClassVar[str]
@@ -93,6 +114,8 @@ class Pass:
     breaks: ClassVar[frozenset[str]] = frozenset()
     calibrated: ClassVar[bool] = False
     unties: ClassVar[bool] = False
+    idempotent: ClassVar[bool] = False
+    loss_bound: ClassVar[float | None] = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -199,6 +222,7 @@ class Pipeline:
                 ledger.baseline = baseline
                 raise
             ledger.rows.append(row)
+            return_freed_memory()
             if observe is not None:
                 observe(item, module)
             for observer in self.observers:

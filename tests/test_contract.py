@@ -169,7 +169,7 @@ def file_model(directory: Path) -> Module:
     save_file(tensors, directory / "model.safetensors")
     module = Module(drawn.name, drawn.graphs.values(), metadata=drawn.metadata)
     for key, stored in read_checkpoint(directory).items():
-        module.weights.add(key, WeightSource(drawn.weight_types()[key], "file", stored.load_float))
+        module.weights.add(key, WeightSource(drawn.weight_types()[key], "file", stored.load))
     return module
 
 

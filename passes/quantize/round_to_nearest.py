@@ -91,6 +91,8 @@ class Quantize(Pass):
 class _Rounding:
     """Rounds a weight when it is first asked for, and keeps the codes, packed: rounding costs more than reading."""
 
+    takes_stored = True  # widened slab by slab
+
     def __init__(self, key: str, type: QuantizedType, search: bool) -> None:
         self.key, self.type, self.search = key, type, search
         self._packed: QuantizedTensor | None = None

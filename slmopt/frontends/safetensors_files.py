@@ -60,11 +60,6 @@ class StoredTensor:
         flat = torch.frombuffer(mapped, dtype=dtype, count=prod(self.shape), offset=self.offset - start)
         return flat.reshape(self.shape)
 
-    def load_float(self) -> torch.Tensor:
-        """The tensor as float32 where it holds numbers of another precision."""
-        found = self.load()
-        return found.float() if found.is_floating_point() else found
-
 
 def read_checkpoint(directory: Path) -> dict[str, StoredTensor]:
     """Every tensor of the directory's model.safetensors, or of the shards that its index names.

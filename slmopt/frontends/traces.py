@@ -90,7 +90,7 @@ def _sources_digest() -> bytes:
 def file_source(tensor: StoredTensor) -> WeightSource:
     """A tensor of a checkpoint as a weight: float32 where it holds numbers of another precision."""
     element = DType.f32 if tensor.element.is_float else tensor.element
-    return WeightSource(TensorType(element, tensor.shape), f"file {tensor.file.name}", tensor.load_float)
+    return WeightSource(TensorType(element, tensor.shape), f"file {tensor.file.name}", tensor.load)
 
 
 def pack_trace(module: Module, names: Mapping[str, StoredTensor], seen: SeenTensors) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import IRError
-from slmopt.ir.types import QuantizedType, TensorType
+from slmopt.ir.types import DType, QuantizedType, TensorType
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,8 @@ class QuantizedTensor:
 class WeightSource:
     """How a tensor comes to be: `load` gives it, from `inputs` where it is derived from other keys.
 
-    `load` takes one tensor per input and returns a torch tensor or a QuantizedTensor. It is called each time the
+    `load` takes one tensor per input and returns a torch tensor or a QuantizedTensor; where it has a true attribute
+    `takes_stored`, its inputs come as `WeightStore.stored` gives them. It is called each time the
     weight is asked for and nothing is kept, so that peak memory stays near one weight. `description` says what was
     done, for people: `file model.safetensors`, `quantize to q4g32`. `held` is for what is small and slow to compute: it
     gives the result of an earlier `load`, for which no input is loaded again, or None.
@@ -165,7 +166,17 @@ class WeightStore:
         return key
 
     def load(self, key: str) -> Any:
-        """The stored tensor: a torch tensor or a QuantizedTensor. Checked against its declared type."""
+        """The tensor: a torch tensor or a QuantizedTensor, in its declared type."""
+        from slmopt.ir.torch_types import torch_dtype
+
+        value, type = self.stored(key), self.type(key)
+        if isinstance(value, QuantizedTensor) or not isinstance(type.element, DType):
+            return value
+        return value.to(torch_dtype(type.element))
+
+    def stored(self, key: str) -> Any:
+        """As `load`, but numbers may be in the narrower type a file has them in: to be widened where they are used,
+        part by part, for a large tensor. Checked against the declared shape."""
         source = self.source(key)
         value = source.held() if source.held is not None else None
         if value is None:
@@ -179,7 +190,8 @@ class WeightStore:
         return value
 
     def _compute(self, key: str, source: WeightSource) -> Any:
-        inputs = [self.load(name) for name in source.inputs]
+        give = self.stored if getattr(source.load, "takes_stored", False) else self.load
+        inputs = [give(name) for name in source.inputs]
         versions = [write_count(value) for value in inputs]
         found = source.load(*inputs)
         for name, value, version in zip(source.inputs, inputs, versions, strict=True):

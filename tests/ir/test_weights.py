@@ -94,3 +94,31 @@ def test_codes_stand_for_scale_times_code_plus_minimum(group: int | None, symmet
             added = 0.0 if minimum is None else float(minimum[row, at])
             expected = float(codes[row, column]) * float(scales[row, at]) + added
             assert float(found[row, column]) == pytest.approx(expected)
+
+
+def test_what_a_file_holds_in_a_narrower_type_is_widened_when_loaded() -> None:
+    store, narrow = WeightStore(), torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)
+    store.add("w", WeightSource(tensor("f32", 1, 2), "file", lambda: narrow))
+    assert store.stored("w").dtype == torch.bfloat16
+    assert store.load("w").dtype == torch.float32 and store.load("w").tolist() == [[1.5, -2.0]]
+
+
+def test_a_derivation_gets_declared_types_unless_it_takes_what_is_stored() -> None:
+    store, narrow = WeightStore(), torch.tensor([1.0, 3.0], dtype=torch.bfloat16)
+    store.add("w", WeightSource(tensor("f32", 2), "file", lambda: narrow))
+    seen: list[torch.dtype] = []
+
+    class Third:
+        takes_stored = False
+
+        def __call__(self, value: torch.Tensor) -> torch.Tensor:
+            seen.append(value.dtype)
+            return value.float() / 3
+
+    class ThirdOfStored(Third):
+        takes_stored = True
+
+    for key, compute in (("a", Third()), ("b", ThirdOfStored())):
+        store.derive(key, ("w",), tensor("f32", 2), key, compute)
+        assert store.load(key).tolist() == (torch.tensor([1.0, 3.0]) / 3).tolist()
+    assert seen == [torch.float32, torch.bfloat16]
