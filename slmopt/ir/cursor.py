@@ -56,7 +56,8 @@ class Cursor:
     def constant(self, value: float, like: TensorType | Value | Weight) -> Value:
         """A number of the element type of `like`; it broadcasts."""
         type = like if isinstance(like, TensorType) else like.type
-        return self.add("constant", value=value, element=str(type.element))
+        number = float(value) if type.element.is_float else value
+        return self.add("constant", value=number, element=str(type.element))
 
     def _hint(self, name: str) -> str:
         """What a new value is called: `%mlp_up` -> `%mlp_up_silu`."""
