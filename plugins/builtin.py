@@ -20,6 +20,7 @@ __all__ = [
 _RECIPES = Path(__file__).resolve().parent / "recipes"
 _ISAS = Path(__file__).resolve().parent.parent / "backends" / "cpu" / "isa"
 _RULES = "slmopt.backends.tvm.rules"
+_EXPANSIONS = "slmopt.backends.tvm.expansions"
 
 
 @slmopt_plugin
@@ -59,7 +60,7 @@ def slmopt_isas() -> Mapping[str, Path]:
 
 @slmopt_plugin
 def slmopt_lowerings() -> Mapping[str, str]:
-    """Every op with a kernel of its own; primitives without one go through TVM's expressions."""
+    """Every op with a kernel or expansion of its own; other primitives go through TVM's expressions."""
     return {
         "tvm:embedding": f"{_RULES}:lower_embedding",
         "tvm:linear": f"{_RULES}:lower_linear",
@@ -70,6 +71,8 @@ def slmopt_lowerings() -> Mapping[str, str]:
         "tvm:quantize_rows": f"{_RULES}:lower_quantize_rows",
         "tvm:cache_update": f"{_RULES}:lower_cache_update",
         "tvm:attention": f"{_RULES}:lower_attention",
+        "tvm:mean": f"{_EXPANSIONS}:lower_mean",
+        "tvm:softmax": f"{_EXPANSIONS}:lower_softmax",
     }
 
 

@@ -1,12 +1,13 @@
 """What a lowering for the code generator "tvm" is written with: everything a plugin imports, from one stable place.
 
-The short way is `@elementwise`. The long way is a function of (lowering, op) that says where the result lies
-(`lowering.allocate`), finds common rows (`lowering.joint_rows`), writes a kernel (`write_kernel`, `Code`, vector
-arithmetic) and calls it (`lowering.call`). docs/writing-an-op.md shows both.
+The short ways are `@elementwise`, one expression, and `@expansion`, other ops. The long way is a function of (lowering,
+op) that says where the result lies (`lowering.allocate`), finds common rows (`lowering.joint_rows`), writes a kernel
+(`write_kernel`, `Code`, vector arithmetic) and calls it (`lowering.call`). docs/writing-an-op.md shows all three.
 """
 
 from slmopt.backends.tvm.code import Code, Memory, Register
 from slmopt.backends.tvm.elementwise import Vectors, elementwise
+from slmopt.backends.tvm.expansion import expansion
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel, write_kernel
 from slmopt.backends.tvm.lower import Argument, Lowering
@@ -34,6 +35,7 @@ __all__ = [
     "broadcast",
     "each_chunk",
     "elementwise",
+    "expansion",
     "from_half",
     "known_size",
     "max_all",

@@ -77,7 +77,7 @@ class Lowering:
 
     def __post_init__(self) -> None:
         self.weights = WeightTable(self.module.weights, self.isa)
-        self.tail = find_tail(self.graph)
+        self.tail: set[Value] = set()
         self._lost: set[Value] = set()  # results of ops that could not be lowered, which nothing can stand in for
 
     # --- running -------------------------------------------------------------------------------------------------
@@ -85,8 +85,12 @@ class Lowering:
         """Lower every op; afterwards the logits lie in a buffer of space `logits`, and `problems` is complete."""
         ids = self.graph.inputs[0]
         self.views[ids] = View(Buffer("ids", "ids", 0), DType.i64, ids.shape, (0, 1))
+        refused = dict(self.lowerings.expand(self.graph))
+        self.tail = find_tail(self.graph)
         for op in self.graph.walk():
             try:
+                if op in refused:
+                    raise refused[op]
                 self._lower(op)
             except UnsupportedError as error:
                 self._report(op, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,14 +34,14 @@ module @op {{
 
 def check_op(
     spec: OpSpec | Sequence[OpSpec], text: str, *, width: int = 32, tolerance: float = 1e-5,
-    lowerings: Mapping[str, Callable[..., None]] | None = None, targets: Sequence[str] = ("cpu",),
+    lowerings: Mapping[str, Any] | None = None, targets: Sequence[str] = ("cpu",),
 ) -> None:  # fmt: skip
     """AssertionError where an op computes something else step by step, or compiled, than its reference says.
 
     `text` has lines of IR text that use the op on `%x: f32[b, s, width]`, random numbers; the last line's result, of
     the same type, is what is compared: relative to its largest number, as a whole and in parts, with one thread and
     two, for each of `targets`. Neither the op nor its lowerings need be offered by a plugin: `spec` is one OpSpec or
-    several, `lowerings` maps names such as "tvm:OP" to functions. UnsupportedError where a target has no kernel.
+    several, `lowerings` maps names such as "tvm:OP" to lowerings. UnsupportedError where a target has no kernel.
     """
     from slmopt.ir.ops import registry as ops
     from slmopt.ir.text import parse_module
@@ -59,7 +59,7 @@ def check_op(
 
 
 def _check_target(
-    module: Module, name: str, lowerings: Mapping[str, Callable[..., None]], width: int, tolerance: float
+    module: Module, name: str, lowerings: Mapping[str, Any], width: int, tolerance: float
 ) -> None:
     import torch
 
@@ -122,7 +122,7 @@ def _agree(found: Any, expected: Any, tolerance: float, what: str) -> None:
 class _Given(Offer):
     """An offer of a function that is there already."""
 
-    function: Callable[..., None] | None = None
+    function: Any = None
 
     def load(self) -> Any:
         return self.function

@@ -13,12 +13,14 @@ from slmopt.backends.tvm.authoring import (
     Vectors,
     each_chunk,
     elementwise,
+    expansion,
     known_size,
     write_kernel,
 )
 from slmopt.errors import IRError, UnsupportedError
+from slmopt.ir.cursor import Cursor
 from slmopt.ir.dims import dim_symbols, symbol
-from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.graph import Op, Value, operand_type
 from slmopt.ir.spec import OpSpec, Required
 from slmopt.ir.step import TOKENS, StepBuilder
 from slmopt.ir.types import TensorType
@@ -38,6 +40,33 @@ def lower_squash(vectors: Vectors, op: Op, x: Any, scale: Any = None) -> Any:
         return vectors.maximum(x * scale, 0.0) + float(op.attributes["offset"])  # type: ignore[arg-type]
     positive = vectors.let(vectors.maximum(x, 0.0))
     return positive * positive + float(op.attributes["offset"])  # type: ignore[arg-type]
+
+
+@expansion
+def expand_squash(at: Cursor, op: Op, x: Value) -> Value:
+    """With an offset: one without, whose expansion is made of primitives, and the offset."""
+    if op.attributes["offset"]:
+        return at.add("add", at.add("squash", x), at.constant(float(op.attributes["offset"]), x))  # type: ignore[arg-type]
+    positive = at.add("relu", x)
+    return at.add("mul", positive, positive)
+
+
+@expansion
+def expand_forever(at: Cursor, op: Op, x: Value) -> Value:
+    """Into itself."""
+    return at.add("squash", x)
+
+
+@expansion
+def expand_narrow(at: Cursor, op: Op, x: Value) -> Value:
+    """Into something smaller."""
+    return at.add("sum", x, axis=2, keep=True)
+
+
+@expansion
+def expand_badly(at: Cursor, op: Op, x: Value) -> Value:
+    """Raises what no expansion should."""
+    return at.constant(1 / 0, x)
 
 
 # --- decayed_sum: y[i] = x[i] + decay * y[i - 1] along axis 1; its step keeps the last y -----------------------------

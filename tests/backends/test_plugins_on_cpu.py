@@ -28,6 +28,7 @@ from slmopt.plugins.discovery import Registry
 from slmopt.plugins.hooks import slmopt_plugin
 from slmopt.stand_in import add_stand_ins
 from slmopt.target import parse_target
+from slmopt.testing.op_check import check_op
 from tests.backends import acme
 from tests.backends.native import BUILTIN, ISAS
 from tests.toy_model import TEXT
@@ -196,6 +197,44 @@ def test_an_elementwise_kernel_is_of_f32(tmp_path: Path) -> None:
     )
     (problem,) = CpuBackend(offers()).supports(module, parse_target("cpu"))
     assert problem.startswith("%g2 = squash: an elementwise kernel is of f32, got %low: bool")
+
+
+# --- expansions -----------------------------------------------------------------------------------------------------
+def test_an_op_may_be_lowered_as_other_ops() -> None:
+    text = f"%y = squash(%x) {{offset = 0.5}} : {WIDE}"
+    check_op(acme.SPECS[0], text, lowerings={"tvm:squash": acme.expand_squash})  # its own first expansion is a squash
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("expand_forever", "_squash = squash: the lowering tests.backends.acme:expand_forever, offered by acme "
+         "(tests), expands into itself"),
+        ("expand_narrow", "%g = squash: its expansion gives f32[1, t, 1], expected f32[1, t, 32]"),
+        ("expand_badly", "%g = squash: the lowering tests.backends.acme:expand_badly, offered by acme (tests), raised "
+         "ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_a_broken_expansion_is_named(place: str, message: str) -> None:
+    module = model(f"%g = squash(%r) {{offset = 0.0}} : {WIDE}")
+    with pytest.raises(InputError, match=re.escape(message)):
+        CpuBackend(offers({"tvm:squash": f"tests.backends.acme:{place}"})).supports(module, parse_target("cpu"))
+
+
+@pytest.mark.parametrize("keep", ["true", "false"])
+@pytest.mark.parametrize("axis", [2, 3])
+def test_primitives_without_a_kernel_are_expanded(axis: int, keep: str) -> None:
+    shape = [4, 8]
+    shape[axis - 2] = 1
+    kept = ", ".join(map(str, shape)) if keep == "true" else str(max(shape))
+    check_op([], f"""
+        %h = reshape(%x) {{shape = [b, s, 4, 8]}} : f32[b, s, 4, 8]
+        %p = softmax(%h) {{axis = {axis}}} : f32[b, s, 4, 8]
+        %m = mean(%p) {{axis = {axis}, keep = {keep}}} : f32[b, s, {kept}]
+        %k = reshape(%m) {{shape = [b, s, {", ".join(map(str, shape))}]}} : f32[b, s, {", ".join(map(str, shape))}]
+        %d = sub(%p, %k) : f32[b, s, 4, 8]
+        %y = reshape(%d) {{shape = [b, s, 32]}} : {WIDE}
+    """, targets=["cpu:chunk=4"])  # fmt: skip
 
 
 # --- states ----------------------------------------------------------------------------------------------------------

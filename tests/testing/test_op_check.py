@@ -81,3 +81,8 @@ def test_a_lowering_that_raises_is_named() -> None:
 
     with pytest.raises(InputError, match="offered by the lowering that is checked, raised ZeroDivisionError: oh"):
         check_op(SQUASH, SQUASHED, lowerings={"tvm:squash": lower_it})
+
+
+def test_an_op_that_hides_that_it_mixes_is_found_out() -> None:
+    with pytest.raises(AssertionError, match=r"@step of the interpreter, in parts of \(5, 1, 3\)"):
+        check_op(replace(SHIFT, mixes=None), "%y = shift_tokens(%x) : f32[b, s, 32]")
