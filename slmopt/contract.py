@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import ContractError
+from slmopt.ir.diff import diff_text
 from slmopt.ir.dims import SymbolicDim
 from slmopt.ir.graph import Attribute, Graph, Module, Op, Weight
 from slmopt.ir.text import print_graph
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loads", "Snapshot", "changed_graphs", "check_kept", "check_report", "check_step", "print_graphs"]
 
+_SHOWN = 60
 FACTS = "facts"  # the metadata that the pipeline writes
 
 
@@ -44,6 +47,14 @@ class Snapshot:
         was = self.module
         module.name, module.weights, module.ledger = was.name, self.store, was.ledger
         module.graphs, module.metadata = dict(was.graphs), was.metadata
+
+    def describe_changes(self, module: Module) -> str:
+        """What was done to the graphs since, as a diff of at most so many lines; "" where nothing was."""
+        with suppress(Exception):  # a graph may be broken in any way: it is shown where it can be shown
+            lines = diff_text(self.texts, print_graphs(module)).splitlines()
+            more = f"... and {len(lines) - _SHOWN} lines more" if len(lines) > _SHOWN else ""
+            return "\n".join([*lines[:_SHOWN], *([more] if more else [])])
+        return ""
 
     def written(self) -> list[str]:
         """The weights held in memory that were written to since."""

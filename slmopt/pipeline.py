@@ -217,7 +217,9 @@ class Pipeline:
             before, baseline = Snapshot(module, texts), copy(ledger.baseline)
             try:
                 row, texts = _run_pass(item, module, context, before, verification, ledger)
-            except BaseException:
+            except BaseException as error:
+                if changes := before.describe_changes(module):
+                    error.add_note(f"what the pass {item.name} had done, before it was undone:\n{changes}")
                 before.restore(module)
                 ledger.baseline = baseline
                 raise

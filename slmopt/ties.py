@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,10 +89,16 @@ def _stands_for(name: str, key: str, store: WeightStore) -> bool:
     return not isinstance(size, int) or not isinstance(whole, int) or size >= whole
 
 
-def _ancestors(name: str, store: WeightStore) -> Iterator[str]:
-    for source in store.source(name).inputs if name in store else ():
-        yield source
-        yield from _ancestors(source, store)
+def _ancestors(name: str, store: WeightStore) -> set[str]:
+    """The weights that one is derived from, directly or not."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        last = waiting.pop()
+        new = [source for source in (store.source(last).inputs if last in store else ()) if source not in found]
+        found.update(new)
+        waiting += new
+    return found
 
 
 def _derived_alike(pair: tuple[_Reader, _Reader], store: WeightStore) -> bool:

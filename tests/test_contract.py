@@ -305,7 +305,8 @@ def edit_half(module: Module) -> None:
     rename_value(module)
     module.metadata["note"] = 1
     module.weights.add_tensor("half", torch.zeros(2))
-    module.graphs["other"] = module.graph().copy("other")
+    for name in ("other", "another", "third", "fourth"):
+        module.graphs[name] = module.graph().copy(name)
     raise ZeroDivisionError
 
 
@@ -314,7 +315,11 @@ def test_a_pass_that_raises_half_way_leaves_no_trace() -> None:
     Pipeline([Quantize()]).run(expected)
     with pytest.raises(ZeroDivisionError) as caught:
         Pipeline([Quantize(), pass_of(edit_half), Incrementalize()]).run(module)
-    assert caught.value.__notes__ == ["while running the pass edit"]
+    first, second = caught.value.__notes__
+    assert first == "while running the pass edit"
+    assert second.startswith("what the pass edit had done, before it was undone:\ngraph @forward\n")
+    assert "+    %renamed = add(%x, %o)" in second and second.count("\n") == 61
+    assert second.endswith("lines more")
     assert str(module) == str(expected) and set(module.weights) == set(expected.weights)
     assert module_facts(module) == {"quantized"}
     assert [row.name for row in module.ledger.rows] == ["original", "quantize"]

@@ -101,6 +101,22 @@ def test_a_broken_contract_is_a_failed_check(source: str, capsys: pytest.Capture
     )
 
 
+def test_print_changed_shows_what_a_pass_that_failed_had_done(
+    source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from slmopt.passes.quantize.round_to_nearest import Quantize
+    from slmopt.pipeline import Exact
+
+    monkeypatch.setattr(Quantize, "contract", Exact(1e-6))
+    assert main(["opt", source, *PASSES]) == 1
+    assert "had done" not in capsys.readouterr().err
+    assert main(["opt", source, *PASSES, "--print-changed"]) == 1
+    shown = capsys.readouterr().err
+    assert "// what the pass quantize had done, before it was undone:\ngraph @forward\n@@ -2,6 +2,6 @@" in shown
+    assert "+    %q = linear(%n, weight @wq.q4g32 : q4g32[32, 32])" in shown
+    assert "error: pass quantize is exact but changes the logits" in shown
+
+
 def test_diff_text_shows_graphs_that_come_and_go() -> None:
     assert diff_text({"a": "x\ny"}, {"a": "x\ny"}) == ""
     assert diff_text({"a": "x"}, {"b": "y"}) == "graph @a\n@@ -1 +0,0 @@\n-x\ngraph @b\n@@ -0,0 +1 @@\n+y\n"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from slmopt.commands.compile import add_recipe, recipe_of
 from slmopt.commands.console import add_json, open_progress, print_json
 from slmopt.commands.sources import open_module
-from slmopt.errors import InputError, nearest
+from slmopt.errors import InputError, SlmError, nearest
 
 if TYPE_CHECKING:
     from slmopt.ir.graph import Module
@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", default="-", help="model directory, IR text, or - (default)")
     add_recipe(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="write the IR text here; default: standard output")
-    parser.add_argument("--print-changed", action="store_true", help="print what each pass changed, as a diff of the IR")
+    parser.add_argument("--print-changed", action="store_true", help="print what each pass changed, as a diff")
     parser.add_argument("--print-after-all", action="store_true", help="print the IR after each pass")
     for when in ("before", "after"):
         parser.add_argument(
             f"--print-{when}", action="append", default=[], metavar="PASS", help=f"print the IR {when} it; repeatable"
         )
     parser.add_argument("--check", action="store_true", help="draw random weights where there are none, and compare")
-    parser.add_argument("--ledger", action="store_true", help="print the ledger: what each pass did to size and numbers")
+    parser.add_argument("--ledger", action="store_true", help="print the ledger: sizes and drift after each pass")
     parser.add_argument("--time-passes", action="store_true", help="print the time of each pass and kind of rewrite")
     add_json(parser)
 
@@ -53,11 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
     add_stand_ins(module, drawn=arguments.check)
     printer = _Printer(arguments, module)
     with open_progress(arguments) as bar:
-        result = optimize(
-            module, recipe_of(arguments, []), text=text, text_tokens=arguments.text_tokens or TEXT_TOKENS,
-            verify=(complete or arguments.check) and not arguments.no_verify, report=bar.share,
-            observe=printer if printer.wanted else None,
-        )  # fmt: skip
+        try:
+            result = optimize(
+                module, recipe_of(arguments, []), text=text, text_tokens=arguments.text_tokens or TEXT_TOKENS,
+                verify=(complete or arguments.check) and not arguments.no_verify, report=bar.share,
+                observe=printer if printer.wanted else None,
+            )  # fmt: skip
+        except SlmError as error:
+            printer.show_notes(error)
+            raise
     printer.check_names()
     if arguments.ledger:
         print(result.ledger.table(), file=sys.stderr)
@@ -96,6 +100,11 @@ class _Printer:
             print(f"// {name} changed\n{found}" if found else f"// {name} changed nothing", file=sys.stderr)
         if self.all or item.name in self.after:
             print(f"// after {name}\n{self._text}", file=sys.stderr)
+
+    def show_notes(self, error: SlmError) -> None:
+        """What a pass that failed had done."""
+        for note in getattr(error, "__notes__", ()) if self.changed else ():
+            print(f"// {note}", file=sys.stderr)
 
     def _keep(self, module: Module) -> None:
         if self.wanted:
