@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -78,29 +79,51 @@ def _cut(
     name, roots = _roots(subject, isolated, allowed)
     if not roots:
         return None
-    activations = Activations(subject.before, name) if not isinstance(check, CommandCheck) else None
-
-    def case_of(part: Module) -> Case:
-        if subject.error is not None:
-            return Case(part, subject, allowed, None, texts, name)
-        if activations is None:
-            return Case(part, subject, allowed, check, texts, name)
-        inputs = activations.of(part.graph(name))
-        limit = check.limit if isinstance(check, OutputsCheck) else _LIMIT
-        local = OutputsCheck(f"outputs<={limit.number:g}", limit, inputs, name)
-        return Case(part, subject, allowed, local, texts, name, inputs)
-
+    if subject.error is not None or isinstance(check, CommandCheck):
+        made = None if subject.error is not None else check
+        part = shrink(subject.before, name, roots, lambda cut: Case(cut, subject, allowed, made, texts, name).fails())
+        if part is None:
+            return None
+        return Case(part, subject, allowed, made, texts, name, why=_kept(subject, part, name))
+    limit = check.limit if isinstance(check, OutputsCheck) else _LIMIT
+    words = f"; {check.name} cannot be measured on a part, outputs can" if isinstance(check, TextCheck) else ""
     try:
-        found = shrink(subject.before, name, roots, lambda part: case_of(part).fails())
+        activations = Activations(subject.before, name)
+        found = _cut_outputs(subject, activations, roots, allowed, limit)
+        if found is None and (own := _own_limit(subject, allowed)) is not None:
+            found = _cut_outputs(subject, activations, roots, allowed, own)
+            words += "; alone the pass stays within the limit, so half of what it does to the outputs is"
     except SlmError:  # the probe does not run through the graph
         return None
-    if found is None:
-        return None
-    total = sum(1 for _ in subject.before.graph(name).walk())
-    kept = f"{sum(1 for _ in found.graph(name).walk())} of {total} ops of @{name} are kept"
-    if isinstance(check, TextCheck) and subject.error is None:
-        kept += f"; {check.name} cannot be measured on a part, the difference of its outputs is"
-    return replace(case_of(found), why=kept)
+    return found and replace(found, texts=texts, why=_kept(subject, found.module, name) + words)
+
+
+def _cut_outputs(
+    subject: Subject, activations: Activations, roots: list[Op], allowed: tuple[str, ...] | None, limit: Limit
+) -> Case | None:
+    name = activations.graph.name
+
+    def case_of(part: Module) -> Case:
+        inputs = activations.of(part.graph(name))
+        local = OutputsCheck(f"outputs<={limit.number:g}", limit, inputs, name)
+        return Case(part, subject, allowed, local, Texts(), name, inputs)
+
+    found = shrink(subject.before, name, roots, lambda part: case_of(part).fails())
+    return None if found is None else case_of(found)
+
+
+def _own_limit(subject: Subject, allowed: tuple[str, ...] | None) -> Limit | None:
+    """Half of the difference of outputs that the pass alone makes."""
+    check = OutputsCheck("outputs", _LIMIT)
+    check.prepare(subject.before)
+    after, _ = subject.run(None if allowed is None else frozenset(allowed))
+    error = check.measure(after).value
+    return None if not error or error == math.inf else Limit(True, float(f"{error / 2:.2g}"), False)
+
+
+def _kept(subject: Subject, part: Module, name: str) -> str:
+    kept, total = (sum(1 for _ in module.graph(name).walk()) for module in (part, subject.before))
+    return f"{kept} of {total} ops of @{name} are kept"
 
 
 def _roots(subject: Subject, isolated: Isolated, allowed: tuple[str, ...] | None) -> tuple[str, list[Op]]:

@@ -95,11 +95,29 @@ class _Mixer:
         """The graph."""
         for mine, theirs in zip(self.old.inputs, self.new.inputs, strict=True):
             self.made[id(mine)] = self.made[id(theirs)] = self.graph.add_input(mine.name, mine.type)
-        outputs = []
-        for index, (mine, theirs) in enumerate(zip(self.old.outputs, self.new.outputs, strict=True)):
-            outputs.append(self._value(theirs if f"@{self.new.name}/output {index}" in self.chosen else mine))
-        self.graph.set_outputs(outputs)
+        outputs = [
+            theirs if f"@{self.new.name}/output {index}" in self.chosen else mine
+            for index, (mine, theirs) in enumerate(zip(self.old.outputs, self.new.outputs, strict=True))
+        ]
+        read = self._reached(outputs)
+        for op in self.old.walk():  # in the old order as far as that goes, for people who compare the two
+            for value in op.results:
+                if id(self._definition(value)) in read:
+                    self._value(value)
+        self.graph.set_outputs([self._value(value) for value in outputs])
         return self.graph
+
+    def _reached(self, outputs: list[Value]) -> set[int]:
+        """The values that outputs are computed from."""
+        found: set[int] = set()
+        pending = [self._definition(value) for value in outputs]
+        while pending:
+            value = pending.pop()
+            if id(value) not in found:
+                found.add(id(value))
+                operands = [] if value.op is None else self._operands(value.op)
+                pending += [operand for operand in operands if isinstance(operand, Value)]
+        return found
 
     def _value(self, wanted: Value) -> Value:
         """Iterative: graphs are deeper than Python's stack."""

@@ -25,10 +25,11 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Replayed:
-    """Whether the pass still does what it should not, and what was seen."""
+    """Whether the pass still does what it should not, and what was seen. raised: the pass itself raised an error."""
 
     fails: bool
     words: str
+    raised: bool = False
 
 
 def replay(directory: str | os.PathLike[str]) -> Replayed:
@@ -52,7 +53,10 @@ def replay(directory: str | os.PathLike[str]) -> Replayed:
     before = check.prepare(module)
     if not before.holds:
         return Replayed(False, f"the check does not hold of before.slm itself: {before.words}")
-    after, _ = subject.run(allowed)
+    try:
+        after, _ = subject.run(allowed)
+    except Exception as error:
+        return Replayed(True, f"the pass raises {type(error).__name__}: {error}", raised=True)
     found = check.measure(after)
     return Replayed(not found.holds, found.words)
 
@@ -67,7 +71,7 @@ def _replay_error(subject: Subject, allowed: frozenset[str] | None, name: str) -
             Pipeline([subject.item], verify=False).run(freeze(subject.before), subject.context)
     except Exception as error:
         same = type(error).__name__ == name
-        return Replayed(same, f"it raises {type(error).__name__}: {error}")
+        return Replayed(same, f"it raises {type(error).__name__}: {error}", raised=True)
     return Replayed(False, "it raises nothing")
 
 

@@ -55,7 +55,7 @@ def write_reproducer(case: Case, finding: Finding, path: str | os.PathLike[str])
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         _write_case(case, temporary)
-        fails, said = _try_alone(temporary)
+        fails, said = _try_alone(temporary, raises=case.check is None)
         found = Reproducer(place, fails, case.why if fails else f"{case.why}; {said}",
                            sum(1 for graph in case.module.graphs.values() for _ in graph.walk()), 0)  # fmt: skip
         (temporary / "report.md").write_text(write_report(case, finding, found, said), encoding="utf-8")
@@ -122,13 +122,14 @@ def _class_of(item: Pass) -> str | None:
     return f"{type(item).__module__}:{type(item).__qualname__}"
 
 
-def _try_alone(directory: Path) -> tuple[bool, str]:
-    """Whether it fails in a process of its own, and what is said there."""
+def _try_alone(directory: Path, *, raises: bool) -> tuple[bool, str]:
+    """Whether it fails in a process of its own, and as it should; and what is said there."""
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *(entry for entry in sys.path if entry)])
     command = [sys.executable, "-m", "slmopt", "bisect", "--json", "--replay", str(directory)]
     environment = {**os.environ, "PYTHONPATH": paths}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if found.returncode == 1 and found.stdout.startswith("{"):
-        return True, str(json.loads(found.stdout)["words"])
+        told = json.loads(found.stdout)
+        return told["raised"] == raises, str(told["words"])
     said = (found.stderr.strip() or found.stdout.strip() or f"exit code {found.returncode}").splitlines()
     return False, f"alone it says: {said[-1]}"

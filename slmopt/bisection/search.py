@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bisect"]
 
+_DOCUMENTS = 64
+
 Report = Callable[[str, float], None]
 
 
@@ -55,6 +57,10 @@ def bisect(
     passes, _ = resolve_recipe(recipe)
     if not passes:
         raise InputError("the recipe has no passes")
+    for key in module.weight_types():
+        if key not in module.weights:
+            raise InputError(f"@{module.name} has no weights (@{key} is missing): give the model's directory, or draw "
+                             "them with slmopt.stand_in.add_stand_ins(module, drawn=True)")  # fmt: skip
     texts = _read_texts(module, text, text_tokens)
     made = _make_check(check, command, texts, target)
     context = _context(texts, target)
@@ -167,20 +173,25 @@ def _make_check(check: str | None, command: str | None, texts: Texts, target: st
 
 def _read_texts(module: Module, text: str | None, tokens: int | None) -> Texts:
     from slmopt.api import TEXT_TOKENS
-    from slmopt.calibrate import tokenize_documents
+    from slmopt.calibrate import SEPARATOR, tokenize_documents
     from slmopt.metrics import ModuleSubject, read_documents
 
     if text is None:
         return Texts()
-    limit = tokens or TEXT_TOKENS
-    documents: list[Document] = []
-    used = 0
-    for document in read_documents(ModuleSubject(module), text):
-        if documents and used + len(document.ids) > limit:
+    parts = [part for part in text.split(SEPARATOR) if part.strip()]
+    limit, subject, count, used = tokens or TEXT_TOKENS, ModuleSubject(module), _DOCUMENTS, 0
+    while True:  # of a long text no more is tokenized than about what is used
+        documents = read_documents(subject, SEPARATOR.join(parts[:count]))
+        if sum(len(document.ids) for document in documents) >= limit or count >= len(parts):
             break
-        documents.append(document)
+        count *= 2
+    kept: list[Document] = []
+    for document in documents:
+        if kept and used + len(document.ids) > limit:
+            break
+        kept.append(document)
         used += len(document.ids)
-    return Texts(tokenize_documents(module.metadata, text).head(limit), tuple(documents))
+    return Texts(tokenize_documents(module.metadata, SEPARATOR.join(parts[:count])).head(limit), tuple(kept))
 
 
 def _context(texts: Texts, target: str | None) -> Context:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slmopt.bisection.checks import Measured
+from slmopt.ir.verify import verify
 from slmopt.ir.weights import WeightStore
 from slmopt.pipeline import Context, Pass, Pipeline
 
@@ -42,8 +43,9 @@ def record_trail(
 ) -> Trail:
     """Run the recipe once, without comparing numbers: an exact pass that drifts is to be found, not refused.
 
-    ContractError where the order of passes is wrong.
+    ContractError where the order of passes is wrong, IRError where the module is.
     """
+    verify(module, weights=True)
     work = freeze(module)
     pipeline = Pipeline(passes, verify=False, known=known)
     pipeline.check_order(frozenset(module.metadata.get("facts", ())), context.calibration is not None)

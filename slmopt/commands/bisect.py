@@ -1,12 +1,14 @@
 """Find the first pass of a recipe that breaks a property, the fewest of its rewrites that do, and a reproducer.
 
-MODEL is a model directory or IR text with weights beside it. --check takes a property and a bound: outputs<=1e-3 (of
-the logits, against the original's), perplexity<=+3% (with --text; +3% is relative to the original, a bare number is
-absolute), another metric, or compiles (for --target). --command takes a shell command instead, which exits with 0
-where the property holds; {} in it is the path of the module's IR text, its weights beside it.
+MODEL is a model directory, or IR text: with the weights of a .safetensors file of its name, else with random ones.
+--check takes a property and a bound: outputs<=1e-3 (of the logits, against the original's), perplexity<=+3% (with
+--text; +3% is relative to the original, a bare number is absolute), another metric, or compiles (for --target).
+--command takes a shell command instead, which exits with 0 where the property holds; {} in it is the path of the
+module's IR text, its weights beside it.
 
-The recipe is run once. The reproducer is a directory with the module before the pass, cut down, and one command,
-reproduce.sh, that fails on its own.
+The recipe is run once, and the module after each pass is kept; of several passes that break the property one is found.
+The reproducer is a directory with the module before the pass, cut down, and one command, reproduce.sh, that fails on
+its own.
 
 exit codes: 0 found; 1 nothing breaks, or the reproducer does not fail; 2 wrong use, such as an original that breaks the
 property itself. With --replay: 1 the fault is still there, 0 it is not.
@@ -24,7 +26,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", metavar="MODEL", help="model directory, or IR text with weights beside it")
+    parser.add_argument("source", nargs="?", metavar="MODEL", help="model directory or IR text")
     add_recipe(parser)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--check", metavar="CHECK", help="such as 'perplexity<=+3%%', outputs, compiles")
@@ -53,13 +55,16 @@ def _bisect(arguments: argparse.Namespace) -> int:
     from slmopt.bisection import bisect
     from slmopt.bisection.reproducer import check_directory
     from slmopt.calibrate import read_text
+    from slmopt.stand_in import add_stand_ins
 
     text = None if arguments.text is None else read_text(arguments.text)
     if not arguments.no_reproducer:
         check_directory(arguments.output)
+    module = load(arguments.source)
+    add_stand_ins(module, drawn=True)
     with open_progress(arguments) as bar:
         found = bisect(
-            load(arguments.source), recipe_of(arguments, []), arguments.check, command=arguments.shell, text=text,
+            module, recipe_of(arguments, []), arguments.check, command=arguments.shell, text=text,
             text_tokens=arguments.text_tokens, target=arguments.target, report=bar.share,
             reproducer=None if arguments.no_reproducer else arguments.output,
         )  # fmt: skip
@@ -77,7 +82,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     found = replay(arguments.replay)
     if arguments.json:
-        print_json({"fails": found.fails, "words": found.words})
+        print_json({"fails": found.fails, "words": found.words, "raised": found.raised})
     else:
         print(f"{'it fails' if found.fails else 'it does not fail'}: {found.words}")
     return 1 if found.fails else 0

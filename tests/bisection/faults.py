@@ -11,7 +11,7 @@ from slmopt.pipeline import Context, Contract, Lossy, Pass
 from slmopt.rewrite import Match, Rewriter, any_, op, rewrite, rule
 from slmopt.stand_in import add_stand_ins
 
-__all__ = ["Expand", "Fails", "Harmless", "Marks", "NeedsMore", "Rounds", "Scales", "layered_model"]
+__all__ = ["Expand", "Fails", "Harmless", "Head", "Marks", "NeedsMore", "Rounds", "Scales", "layered_model"]
 
 _LAYER = """
     %n{i} = rms_norm(%x{i}, weight @layers.{i}.norm : f32[16]) {{eps = 1e-05, output = "f32"}} : f32[b, s, 16]
@@ -153,3 +153,21 @@ class NeedsMore(Marks):
 
     name: ClassVar[str] = "marks-too"
     requires: ClassVar[frozenset[str]] = frozenset({"established"})
+
+
+@dataclass(frozen=True)
+class Head(Pass):
+    """The logits are (1 + error) times too large."""
+
+    name: ClassVar[str] = "head"
+    unties: ClassVar[bool] = True
+
+    error: float = 0.0
+
+    def run(self, module: Module, context: Context) -> dict[str, int]:
+        head, factor = module.graph().value("logits").op, 1 + self.error
+        weight = None if head is None else head.operands[1]
+        if head is None or not isinstance(weight, Weight):
+            return {}
+        head.set_operand(1, module.derive(weight, f"times {factor}", lambda w: w * factor))
+        return {"linear": 1}

@@ -14,7 +14,7 @@ import slmopt
 from slmopt.bisection import Finding, replay
 from slmopt.errors import InputError
 from slmopt.pipeline import Pass
-from tests.bisection.faults import Expand, Fails, Harmless, Marks, Rounds, Scales, layered_model
+from tests.bisection.faults import Expand, Fails, Harmless, Head, Marks, Rounds, Scales, layered_model
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,13 +94,12 @@ def test_it_passes_once_the_fault_is_mended(tmp_path: Path) -> None:
 
 
 def test_drift_that_only_adds_up_over_passes_has_a_limit_of_its_own(tmp_path: Path) -> None:
-    """Two passes each stay within the limit: the second is found, and half of what it does is what is looked for."""
-    alone = slmopt.bisect(layered_model(), [Expand((0,))], "outputs<=1e-9")
-    both = slmopt.bisect(layered_model(), [Expand((0,)), Rounds((1,))], "outputs<=1e-9")
-    assert alone is not None and both is not None
-    found = _find([Expand((0,)), Rounds((1, 2, 3))], tmp_path / "found", f"outputs<={(alone.after.value or 0) * 1.2}")
-    assert found.index == 1
-    assert found.reproducer is not None and found.reproducer.fails
+    """Each pass stays within the limit, two do not: of the second, half of what it does is what is looked for."""
+    found = _find([Head(5e-4), Harmless(), Head(5e-4)], tmp_path / "found", "outputs<=8e-4")
+    assert found.index == 2
+    assert found.reproducer is not None and found.reproducer.fails and found.reproducer.ops == 1
+    assert "half of what it does" in found.reproducer.why
+    assert json.loads((tmp_path / "found" / "reproducer.json").read_text())["check"] == "outputs<=0.00025"
 
 
 def test_a_pass_that_cannot_be_imported_is_not_claimed(tmp_path: Path) -> None:
