@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from slmopt.errors import IRError, nearest
+from slmopt.ir.types import parse_element
 from slmopt.rewrite.patterns import AnyPattern, OpPattern, Pattern
 
 if TYPE_CHECKING:
@@ -66,5 +67,8 @@ def _check_operands(pattern: OpPattern, spec: OpSpec) -> None:
     if (count > len(fixed) and not variadic) or (count < least and not pattern.open):
         raise IRError(f"{spec.name} takes ({', '.join(spec.operands)}), {pattern} has {count} operands")
     for name, part in zip(spec.operands, pattern.operands, strict=False):
-        if isinstance(part, AnyPattern) and part.uses == 0:
-            raise IRError(f"operand {name} of {spec.name} is read by it, and uses=0 wants it unread")
+        if isinstance(part, AnyPattern):
+            if part.uses == 0:
+                raise IRError(f"operand {name} of {spec.name} is read by it, and uses=0 wants it unread")
+            if part.element:
+                parse_element(part.element)  # IRError where there is no such type

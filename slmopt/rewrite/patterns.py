@@ -45,9 +45,12 @@ class AnyPattern(Pattern):
     where: Callable[[Any], bool] | None
     uses: int | None = None
     weights_only: bool = False
+    element: str = ""
 
     def find(self, operand: Operand, bound: Bindings) -> Iterator[Bindings]:
         if operand is None or (self.weights_only and not isinstance(operand, Weight)):
+            return
+        if self.element and str(operand.type.element) != self.element:
             return
         if self.uses is not None and _reads(operand) != self.uses:
             return
@@ -189,17 +192,19 @@ def _bind(name: str, found: Any, bound: Bindings) -> Iterator[Bindings]:
 
 
 # --- the words that patterns are written in --------------------------------------------------------------------------
-def any_(name: str = "", where: Callable[[Any], bool] | None = None, *, uses: int | None = None) -> Pattern:
+def any_(
+    name: str = "", where: Callable[[Any], bool] | None = None, *, uses: int | None = None, element: str = ""
+) -> Pattern:
     """Any value or weight, bound to `name`; `where` may refuse it, `uses` is the number of places that read it.
 
-    As an attribute of `op`, it binds the attribute's value.
+    With `element` only one of that element type, such as f32. As an attribute of `op`, it binds the attribute's value.
     """
-    return AnyPattern(name, where, uses)
+    return AnyPattern(name, where, uses, element=element)
 
 
-def weight(name: str = "", where: Callable[[Weight], bool] | None = None) -> Pattern:
-    """A weight operand, bound to `name`."""
-    return AnyPattern(name, where, weights_only=True)
+def weight(name: str = "", where: Callable[[Weight], bool] | None = None, *, element: str = "") -> Pattern:
+    """A weight operand, bound to `name`; with `element` only one of that element type, such as f32."""
+    return AnyPattern(name, where, weights_only=True, element=element)
 
 
 def constant(value: float | None = None, name: str = "", tolerance: float = 1e-6) -> Pattern:
