@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slmopt.errors import ContractError
 from slmopt.ir.graph import Module
@@ -106,6 +109,32 @@ def test_many_passes_that_cannot_be_ordered_take_no_time() -> None:
     start = time.perf_counter()
     assert "an order that holds" not in refusal(*(named(f"p{i}", ensures=f"f{i}") for i in range(30)), *loop)
     assert time.perf_counter() - start < 5
+
+
+FACTS = st.lists(st.sampled_from(["f", "g", "h"]), max_size=2).map(" ".join)
+SIDES = st.fixed_dictionaries({}, optional=dict.fromkeys(("requires", "follows", "ensures", "breaks"), FACTS))
+
+
+def holds(passes: tuple[Pass, ...]) -> bool:
+    try:
+        check_order(passes)
+    except ContractError:
+        return False
+    return True
+
+
+@given(declared=st.lists(SIDES, min_size=1, max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_a_suggestion_holds_and_is_made_where_there_is_one(declared: list[dict[str, str]]) -> None:
+    passes = tuple(named(f"p{index}", **facts) for index, facts in enumerate(declared))
+    if holds(passes):
+        return
+    message = refusal(*passes)
+    assert ("; an order that holds: " in message) == any(map(holds, permutations(passes)))
+    if "; an order that holds: " in message:
+        names = message.partition("; an order that holds: ")[2].split(", ")
+        suggested = tuple(next(item for item in passes if item.name == name) for name in names)
+        assert len(suggested) == len(passes) and holds(suggested)
 
 
 def test_options_are_part_of_the_suggestion() -> None:
