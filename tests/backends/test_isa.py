@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slmopt.backends.cpu.backend import CpuBackend
 from slmopt.backends.tvm import isa as isa_module
 from slmopt.backends.tvm.build import build_object
 from slmopt.backends.tvm.glu import glu
-from slmopt.backends.tvm.isa import Isas, read_isa
+from slmopt.backends.tvm.isa import Isa, Isas, read_isa
 from slmopt.errors import InputError, PluginWarning
 from slmopt.offers import Offer, Offers
 from tests.backends.native import BUILTIN, ISAS
@@ -123,6 +127,23 @@ def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path: Path, fields:
     path = write(tmp_path / "wrong.toml", **fields)
     with pytest.raises(InputError, match=rf"instruction set {re.escape(str(path))}.*{re.escape(message)}"):
         read_isa(path)
+
+
+_VALUES = st.sampled_from(
+    ["0", "-1", "7", "1000000", "1.5", "true", '""', '"x"', "[]", "[1]", '["+a"]', "{}", "= ", "\\x00", "nan"]
+)
+
+
+@given(st.dictionaries(st.sampled_from([*(field.name for field in fields(Isa)), "extra"]), _VALUES, max_size=3))
+def test_any_file_is_read_or_refused(given_fields: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            isa = read_isa(write(Path(directory) / "some.toml", **given_fields))
+        except InputError as error:
+            assert "some.toml" in str(error)
+        else:
+            assert set(given_fields) <= {"summary", "rank", "cpu", "flags", "cpu_features", "attributes", "prefetch",
+                                         "half", "fused", "registers", "streams"} and isa.lanes == 8  # fmt: skip
 
 
 def test_a_wrong_file_of_a_plugin_names_its_owner_and_takes_no_other_down(tmp_path: Path) -> None:
