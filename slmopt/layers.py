@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from slmopt.errors import InputError
@@ -65,12 +65,17 @@ def find_layers(graph: Graph, layers: Layers | None = None, *, sizes: bool = Fal
     place = {op: index for index, op in enumerate(graph.walk())}
     blocks = [block for repetition in find_blocks(graph, sizes=sizes) for block in repetition.instances]
     blocks.sort(key=lambda block: min(place[op] for op in block.ops))
-    written = [re.search(r"\.(\d+)$", block.name) for block in blocks]
-    numbers = [int(found[1]) for found in written if found is not None]
-    if len(set(numbers)) != len(blocks):
-        numbers = list(range(len(blocks)))
+    numbers = _numbers([block.name.split(".") for block in blocks])
     found = dict(zip(numbers, blocks, strict=True))
     if layers is None:
         return found
     layers.check(found)
     return {number: block for number, block in found.items() if number in layers}
+
+
+def _numbers(paths: Sequence[Sequence[str]]) -> Sequence[int]:
+    """The number in each path, where one part of all of them is a number and no two are the same; else 0, 1, 2, ..."""
+    for parts in zip(*paths, strict=False):
+        if all(part.isdecimal() for part in parts) and len(set(map(int, parts))) == len(parts):
+            return [int(part) for part in parts]
+    return range(len(paths))

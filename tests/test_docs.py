@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 KINDS = {"python", "sh", "text", "toml", "c", "json", "mermaid", ""}  # of these, python and sh are run
-TEXT = "def add(a, b):\n    return a + b\n\n\nclass Stack:\n    def push(self, item):\n        self.items.append(item)\n"
+TEXT = "def add(a, b):\n    return a + b\n\n\nclass Stack:\n    def push(self, item):\n        self.all.append(item)\n"
 
 
 @dataclass(frozen=True)
