@@ -34,12 +34,17 @@ def changed_graphs(before: Mapping[str, str], after: Mapping[str, str]) -> froze
 
 
 class Snapshot:
-    """A module as it was before a pass, to compare with and to go back to."""
+    """A module as it was before a pass, to compare with and to go back to.
 
-    def __init__(self, module: Module, texts: Mapping[str, str]) -> None:
+    `earlier`: the snapshot before the pass before, after which weights in memory were found to be as they were.
+    """
+
+    def __init__(self, module: Module, texts: Mapping[str, str], earlier: Snapshot | None = None) -> None:
         self.module, self.texts, self.store = module.copy(), texts, module.weights
         self.sources: dict[str, WeightSource] = {key: module.weights.source(key) for key in module.weights}
-        self._own, self._held = module.weights.snapshot(), _write_counts(self.sources)
+        self._own, known = module.weights.snapshot(), earlier.held if earlier is not None else {}
+        new = {key: source for key, source in self.sources.items() if key not in known}
+        self.held: dict[str, object] = {**known, **_fingerprints(new)}
 
     def restore(self, module: Module) -> None:
         """Make `module` what it was. Its graphs are copies of those it had."""
@@ -58,12 +63,27 @@ class Snapshot:
 
     def written(self) -> list[str]:
         """The weights held in memory that were written to since."""
-        return [key for key, count in _write_counts(self.sources).items() if count != self._held[key]]
+        return [key for key, found in _fingerprints(self.sources).items() if found != self.held[key]]
 
 
-def _write_counts(sources: Mapping[str, WeightSource]) -> dict[str, tuple[int, ...]]:
+def _fingerprints(sources: Mapping[str, WeightSource]) -> dict[str, object]:
+    """Of each weight that is held in memory the writes that torch counted, and a sum that shows others (numpy's)."""
     held = {key: source.held() for key, source in sources.items() if source.held is not None and not source.inputs}
-    return {key: write_count(value) for key, value in held.items() if value is not None}
+    return {key: (write_count(value), _sum_bits(value)) for key, value in held.items() if value is not None}
+
+
+def _sum_bits(value: Any) -> int:
+    import torch
+
+    total = 0
+    for part in counted_parts(value):
+        flat = part.reshape(-1).view(torch.uint8)
+        words = flat.numel() // 8 * 8
+        if flat.storage_offset() % 8 == 0:  # 25 times as fast as bytes
+            total += int(flat[:words].view(torch.int64).sum()) + int(flat[words:].sum())
+        else:
+            total += int(flat.sum())
+    return total
 
 
 @dataclass

@@ -128,7 +128,8 @@ class Pass:
     def run(self, module: Module, context: Context) -> dict[str, int]:
         """Edit `module` in place; returns what changed, counted by kind ({}: nothing).
 
-        Where it raises, or breaks a rule, the module is put back as it was.
+        Where it raises, or breaks a rule, the module is put back as it was; numbers that were written into a tensor
+        are not.
         """
         raise NotImplementedError
 
@@ -209,12 +210,12 @@ class Pipeline:
         self, module: Module, context: Context, verification: Verification | None, ledger: Ledger,
         observe: Callable[[Pass, Module], None] | None,
     ) -> None:  # fmt: skip
-        texts = print_graphs(module)
+        texts, before = print_graphs(module), None
         for index, item in enumerate(self.passes):
             context.report(item.name, index / len(self.passes))
             for observer in self.observers:
                 observer.before_pass(item, module)
-            before, baseline = Snapshot(module, texts), copy(ledger.baseline)
+            before, baseline = Snapshot(module, texts, before), copy(ledger.baseline)
             try:
                 row, texts = _run_pass(item, module, context, before, verification, ledger)
             except BaseException as error:

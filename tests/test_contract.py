@@ -194,6 +194,21 @@ def test_writing_into_a_tensor_that_is_mapped_from_a_file_is_caught(
     assert torch.equal(module.weights.load("wq"), before)
 
 
+def test_writing_into_a_tensor_in_memory_through_numpy_is_caught() -> None:
+    """torch does not count such writes, and the tensor is the caller's own."""
+    drawn = toy_model()
+    module = Module(drawn.name, drawn.graphs.values(), metadata=drawn.metadata)
+    for key in drawn.weight_types():
+        module.weights.add_tensor(key, drawn.weights.load(key))
+
+    def clear(module: Module) -> None:
+        module.weights.load("wq").numpy()[3] = 0
+        rename_value(module)
+
+    with pytest.raises(ContractError, match="pass edit wrote into the tensor of weight @wq"):
+        Pipeline([returns({}), pass_of(clear)]).run(module)
+
+
 def test_writing_into_codes_of_a_quantized_weight_is_caught() -> None:
     def clear(module: Module) -> None:
         module.weights.load("wq.q4g32").scales.mul_(2)

@@ -81,7 +81,7 @@ def counted_parts(value: Any) -> list[torch.Tensor]:
 
 
 def write_count(value: Any) -> tuple[int, ...]:
-    """How often each tensor of a stored weight was written to; writing through numpy is not seen."""
+    """How often each tensor of a stored weight was written to; torch does not count writes through numpy."""
     return tuple(part._version for part in counted_parts(value))
 
 
