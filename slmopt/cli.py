@@ -32,6 +32,7 @@ _COMMANDS = {
     "demo": ("demo", "compile the bundled model and let it write"),
     "passes": ("passes", "list passes and their options"),
     "targets": ("targets", "list targets and what this machine can do with them"),
+    "ops": ("ops", "list the ops of the IR and what each means"),
     "recipes": ("recipes", "list recipes and their passes"),
     "plugins": ("plugins", "list plugins, what each offers, and what is wrong with it"),
     "new-plugin": ("new_plugin", "write an installable plugin with a pass and its tests"),

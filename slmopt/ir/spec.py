@@ -51,6 +51,8 @@ class OpSpec:
     a query of attention gives depends on where it stands, but on no other query.)
     `step(builder, op, operands)` rewrites an op that mixes positions into its incremental form with its own state
     (see `slmopt.ir.step`); None: the op can only be decoded where it does not mix positions.
+    `summary` says what it computes in a line; `meaning` the rest that one must know to implement it: shapes, formulas,
+    every attribute by name, corner cases. `example`: `inputs -> op` as in IR text: `%x: f32[b] -> silu(%x) : f32[b]`.
     """
 
     name: str
@@ -63,6 +65,8 @@ class OpSpec:
     mixes: Callable[[Op, str], bool] | None = None
     step: Callable[[StepBuilder, Op, tuple[Any, ...]], tuple[Any, ...]] | None = None
     rowwise: Callable[[Op, str], bool] | None = None
+    meaning: str = ""
+    example: str = ""
 
     def is_rowwise(self, op: Op, symbol: str) -> bool:
         """Whether results at one position of the axis named `symbol` need operands at no other position."""
@@ -176,6 +180,10 @@ class OpRegistry:
             self._specs[name] = (load(), owner)
             del self._promised[name]
         return self._specs[name][0]
+
+    def names(self) -> tuple[str, ...]:
+        """The name of every op, of plugins' ops too."""
+        return (*self._specs, *self._promised)
 
     def __contains__(self, name: str) -> bool:
         return name in self._specs or name in self._promised

@@ -13,13 +13,14 @@ from slmopt.ir.dims import Dim, SymbolicDim, parse_dim
 from slmopt.ir.graph import Attribute, Graph, Module, Op, Operand, Value, Weight
 from slmopt.ir.types import TensorType, parse_element
 
-__all__ = ["parse_module", "print_graph", "print_module", "print_op"]
+__all__ = ["parse_module", "print_graph", "print_module", "print_op", "write_attribute"]
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][\w.]*\Z")
 
 
 # --- printing ----------------------------------------------------------------------------------------------------
-def _attribute(value: Attribute) -> str:
+def write_attribute(value: Attribute) -> str:
+    """An attribute as text."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -30,7 +31,7 @@ def _attribute(value: Attribute) -> str:
         return str(value)
     if isinstance(value, str):
         return json.dumps(str(value))
-    return "[" + ", ".join(map(_attribute, value)) + "]"
+    return "[" + ", ".join(map(write_attribute, value)) + "]"
 
 
 def _key(key: str) -> str:
@@ -48,7 +49,7 @@ def _operand(operand: Operand) -> str:
 def print_op(op: Op) -> str:
     """One line: `%y = linear(%x, weight @w : f32[8, 4]) {activation = none} : f32[b, s, 8] loc("path")`."""
     names = ", ".join(f"%{value.name}" for value in op.results)
-    attributes = ", ".join(f"{name} = {_attribute(value)}" for name, value in op.attributes.items())
+    attributes = ", ".join(f"{name} = {write_attribute(value)}" for name, value in op.attributes.items())
     types = ", ".join(str(value.type) for value in op.results)
     line = f"{names} = {op.name}({', '.join(map(_operand, op.operands))})"
     line += f" {{{attributes}}}" if attributes else ""
@@ -325,17 +326,25 @@ def _read_json(reader: _Reader) -> dict[str, Any]:
 def parse_module(text: str) -> Module:
     """Parse a module; IRError gives line, column and what was expected.
 
-    Grammar (`//` begins a comment):
+    Grammar (`[x]`: x or nothing, `{x}`: x any number of times; `//` begins a comment; a comma may end a list):
 
-        module   = "module" key "{" ["metadata" json-object] {graph} "}"
-        graph    = "graph" key "(" [["state"] value ":" type {"," ...}] ")" "{" {op} "return" [value {"," value}] "}"
-        op       = value {"," value} "=" name "(" [operand {"," operand}] ")" ["{" [name "=" attribute {"," ...}] "}"]
-                   ":" type {"," type} ["loc" "(" string ")"]
-        operand  = value | "weight" key ":" type | "_"                 ("_": an absent optional operand)
-        attribute = "none" | "true" | "false" | float | dim | string | "[" [attribute {"," attribute}] "]"
-        type     = element "[" [dim {"," dim}] "]"                      (element: f32, i64, q4g32, ...)
-        dim      = sum of products of integers and names: 2*b*s - 1
-        value    = "%" word;   key = "@" dotted.word | "@" string
+        module    = "module" key "{" ["metadata" object] {graph} "}"
+        graph     = "graph" key "(" [input {"," input}] ")" "{" {op} "return" [value {"," value}] "}"
+        input     = ["state"] value ":" type                          states come last
+        op        = value {"," value} "=" name "(" [operand {"," operand}] ")" ["{" [setting {"," setting}] "}"]
+                    ":" type {"," type} ["loc" "(" string ")"]        a value and a type for each result
+        operand   = value | "weight" key ":" type | "_"               "_": an absent optional operand
+        setting   = name "=" attribute
+        attribute = "none" | "true" | "false" | real | size | string | "[" [attribute {"," attribute}] "]"
+        type      = name "[" [size {"," size}] "]"                    name of an element type: f32, i64, q4g32
+        size      = ["-"] product {("+" | "-") product}               2*b*s - 1
+        product   = (digits | name) {"*" (digits | name)}
+        real      = ["-"] (digits "." [digits] [exponent] | digits exponent | "inf") | "nan"
+        exponent  = "e" ["+" | "-"] digits
+        value     = "%" word                                          word: letters, digits, "_"; no digit first
+        key       = "@" word {"." [word]} | "@" string
+        name      = letter or "_", then letters, digits, "_"
+        object, string                                                as JSON has them
     """
     reader = _Reader(text)
     reader.take("module")

@@ -154,19 +154,43 @@ def _cache_update_reference(op: Op, cache: Any, new: Any, position: Any) -> Any:
     return following
 
 
+_ATTENTION_MEANING = """
+query is [b, h, s, d], key [b, g, n, d], value [b, g, n, e], the result f32[b, h, s, e]. h is a multiple of g: query
+head i reads head i g / h, rounded down, of key and value. Query i stands at p = position + i (position has no axes;
+absent it is 0), key j at j.
+
+    score[i, j] = softcap tanh(scale q[i] . k[j] / softcap)    (`softcap` none: scale q[i] . k[j], with `scale`)
+                  + slope (j - p) + bias[i, j]
+    weight[i, j] = exp(score[i, j]) / (exp(sink) + the sum over all visible keys l of exp(score[i, l]))
+    result[i] = the sum over visible keys j of weight[i, j] v[j]
+
+slopes [h] (ALiBi, Press 2022) and sinks [h] hold a number per query head, and where absent their term is left out;
+bias broadcasts to [b, h, s, n]. Key j is visible to the query at p where all of these hold: j <= p with `mask` =
+"causal" (all keys with "full"); p - j < `window`, unless none; p // `chunk` = j // `chunk`, unless none. A query that
+sees no key gives 0. In a step, keys and values of all positions so far are kept in two caches, and position is that
+of the first token.
+""".strip()
 SPECS: tuple[OpSpec, ...] = (
     OpSpec("attention", ("query", "key", "value", "bias?", "position?", "slopes?", "sinks?"), _attention,
            _attention_reference,
-           "softmax(scale q k^T + mask) v per head; queries at position, position + 1, ...; keys at 0, 1, ...; "
-           "grouped heads share keys; slopes: ALiBi (Press 2022); sinks: an extra logit per head; "
-           "softcap: c tanh(x / c)",
+           "softmax(scale q k^T + mask) v per head, with grouped heads, window, chunks, ALiBi, sinks and soft cap",
            {"scale": Required(float), **_MASK, "softcap": None}, flops=_attention_flops, mixes=_attention_mixes,
-           step=_attention_step, rowwise=_attention_rowwise),
+           step=_attention_step, rowwise=_attention_rowwise, meaning=_ATTENTION_MEANING,
+           example='%q: f32[b, 8, s, 16], %k: f32[b, 2, s, 16], %v: f32[b, 2, s, 16] -> attention(%q, %k, %v) '
+                   '{scale = 0.25, mask = "causal", window = 128} : f32[b, 8, s, 16]'),
     OpSpec("attention_mask", (), _mask, _mask_reference,
            "a structural mask as numbers: 0 where a query may see a key, else -inf; [1, 1, queries, keys]",
            {"queries": Required(int), "keys": Required(int), **_MASK},
-           mixes=lambda op, symbol: any(symbol in dim_symbols(d) for d in op.results[0].shape)),
+           mixes=lambda op, symbol: any(symbol in dim_symbols(d) for d in op.results[0].shape),
+           meaning="Of shape [1, 1, `queries`, `keys`], f32, the queries at positions 0, 1, ...; `mask`, `window` and "
+                   "`chunk` as in attention.",
+           example='%ids: i64[b, s] -> attention_mask() {queries = s, keys = s, mask = "causal"} : f32[1, 1, s, s]'),
     OpSpec("cache_update", ("cache", "new", "position"), _cache_update, _cache_update_reference,
            "the cache with `new` [b, g, t, d] written at position, position + 1, ...",
-           mixes=lambda op, symbol: True),
+           mixes=lambda op, symbol: True,
+           meaning="The result is cache [b, g, c, d], with new[..., i, :] converted to its element type in place of "
+                   "cache[..., position + i, :]. position has no axes; position + t is at most c. The result may use "
+                   "the memory of the cache where nothing else reads it.",
+           example="%cache: f16[b, 2, c, 16], %new: f32[b, 2, t, 16], %position: i64[] -> cache_update(%cache, %new, "
+                   "%position) : f16[b, 2, c, 16]"),
 )  # fmt: skip

@@ -106,12 +106,22 @@ def _div(op: Op, left: Any, right: Any) -> Any:
     return torch.div(left, right) if left.is_floating_point() else torch.div(left, right, rounding_mode="floor")
 
 
+_BROADCAST = (
+    "a and b have one element type. Their shapes broadcast as in numpy: aligned at the last axis, an axis that is "
+    "missing or of size 1 is repeated to the other's size."
+)
+_NUMBERS = " The result has the operands' element type; integers wrap around."
+_TRUTH = " The result is bool, on numbers true where not 0."
 _ARITHMETIC = {
-    "add": ("a + b", "add"), "sub": ("a - b", "sub"), "mul": ("a * b", "mul"), "pow": ("a to the power b", "pow"),
-    "maximum": ("the larger of a and b", "maximum"), "minimum": ("the smaller of a and b", "minimum"),
-    "logical_and": ("a and b", "logical_and"), "logical_or": ("a or b", "logical_or"),
-    "remainder": ("a modulo b, with the sign of b", "remainder"),
+    "add": ("a + b", _NUMBERS), "sub": ("a - b", _NUMBERS), "mul": ("a * b", _NUMBERS),
+    "pow": ("a to the power b", " The result has the operands' element type: NaN where a < 0 and b is no whole "
+                                "number."),
+    "maximum": ("the larger of a and b", " The result has the operands' element type: NaN where one of them is."),
+    "minimum": ("the smaller of a and b", " The result has the operands' element type: NaN where one of them is."),
+    "remainder": ("a modulo b, with the sign of b",
+                  " a - floor(a / b) b, in the operands' element type; b is not 0 among integers."),
 }  # fmt: skip
+_LOGICAL = {"logical_and": "whether a and b both hold", "logical_or": "whether a or b holds"}
 _COMPARISONS = {name: f"whether a {sign} b" for name, sign in
                 {"eq": "=", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.items()}  # fmt: skip
 _FLOAT_UNARY = {
@@ -121,21 +131,54 @@ _FLOAT_UNARY = {
     "floor": "largest integer not above x", "reciprocal": "1 / x", "erf": "error function",
 }  # fmt: skip
 
+_SAME = "The result has the type of x, whose elements are {}."
+_REAL = _SAME.format("f64, f32, f16 or bf16")
+_SIGNED = _SAME.format("real numbers or signed integers")
+
+
+def _on_x(name: str, type: str = "f32[b, s, 8]") -> str:
+    return f"%x: {type} -> {name}(%x) : {type}"
+
+
+def _on_two(name: str, element: str, result: str) -> str:
+    return f"%a: {element}[b, s, 8], %b: {element}[8] -> {name}(%a, %b) : {result}[b, s, 8]"
+
+
 SPECS: tuple[OpSpec, ...] = (
-    *(OpSpec(name, ("a", "b"), _binary, _torch(function), f"{text}, elementwise")
-      for name, (text, function) in _ARITHMETIC.items()),
-    *(OpSpec(name, ("a", "b"), _comparison, _torch(name), f"{text}, elementwise; bool")
+    *(OpSpec(name, ("a", "b"), _binary, _torch(name), f"{text}, elementwise", meaning=_BROADCAST + more,
+             example=_on_two(name, "f32", "f32")) for name, (text, more) in _ARITHMETIC.items()),
+    *(OpSpec(name, ("a", "b"), _binary, _torch(name), f"{text}, elementwise on bool",
+             meaning=f"{_BROADCAST} The element type of a, b and the result is bool.",
+             example=_on_two(name, "bool", "bool")) for name, text in _LOGICAL.items()),
+    *(OpSpec(name, ("a", "b"), _comparison, _torch(name), f"{text}, elementwise; bool",
+             meaning=f"{_BROADCAST} The result is bool.", example=_on_two(name, "i64", "bool"))
       for name, text in _COMPARISONS.items()),
-    *(OpSpec(name, ("x",), _float_unary, _torch(name), f"{text}, elementwise") for name, text in _FLOAT_UNARY.items()),
-    OpSpec("div", ("a", "b"), _binary, _div, "a / b, elementwise; rounded down for integers"),
-    OpSpec("neg", ("x",), _unary, _torch("neg"), "-x, elementwise"),
-    OpSpec("abs", ("x",), _unary, _torch("abs"), "absolute value, elementwise"),
-    OpSpec("logical_not", ("x",), _unary, _torch("logical_not"), "not x, elementwise on bool"),
-    OpSpec("relu", ("x",), _unary, _torch("relu"), "max(x, 0), elementwise"),
-    OpSpec("silu", ("x",), _float_unary, _functional("silu"), "x * sigmoid(x), elementwise"),
-    OpSpec("softplus", ("x",), _float_unary, _functional("softplus"), "log(1 + exp(x)), elementwise"),
-    OpSpec("gelu", ("x",), _float_unary, _gelu, "x * Phi(x); `approximate`: by tanh (Hendrycks and Gimpel 2016)",
-           {"approximate": False}),
-    OpSpec("where", ("condition", "a", "b"), _where, _torch("where"), "a where the condition holds, else b"),
-    OpSpec("cast", ("x",), _cast, _cast_reference, "x converted to `element`", {"element": Required(str)}),
+    *(OpSpec(name, ("x",), _float_unary, _torch(name), f"{text}, elementwise", meaning=_REAL, example=_on_x(name))
+      for name, text in _FLOAT_UNARY.items()),
+    OpSpec("div", ("a", "b"), _binary, _div, "a / b, elementwise; rounded down for integers",
+           meaning=f"{_BROADCAST} The result has the operands' element type. Real numbers divide as IEEE 754 has it; "
+                   f"of "
+                   "integers the result is the largest not above the quotient, and b is not 0.",
+           example=_on_two("div", "f32", "f32")),
+    OpSpec("neg", ("x",), _unary, _torch("neg"), "-x, elementwise", meaning=_SIGNED, example=_on_x("neg")),
+    OpSpec("abs", ("x",), _unary, _torch("abs"), "absolute value, elementwise", meaning=_SIGNED, example=_on_x("abs")),
+    OpSpec("logical_not", ("x",), _unary, _torch("logical_not"), "not x, elementwise on bool",
+           meaning=_SAME.format("bool"), example=_on_x("logical_not", "bool[b, s]")),
+    OpSpec("relu", ("x",), _unary, _torch("relu"), "max(x, 0), elementwise", meaning=_SIGNED, example=_on_x("relu")),
+    OpSpec("silu", ("x",), _float_unary, _functional("silu"), "x * sigmoid(x), elementwise",
+           meaning=f"x / (1 + exp(-x)). {_REAL}", example=_on_x("silu")),
+    OpSpec("softplus", ("x",), _float_unary, _functional("softplus"), "log(1 + exp(x)), elementwise",
+           meaning=f"x itself where x > 20. {_REAL}", example=_on_x("softplus")),
+    OpSpec("gelu", ("x",), _float_unary, _gelu, "x * Phi(x), elementwise (Hendrycks and Gimpel 2016)",
+           {"approximate": False},
+           meaning=f"`approximate` false: x (1 + erf(x / sqrt(2))) / 2; true: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 "
+                   f"x^3))) / 2. {_REAL}", example=_on_x("gelu")),
+    OpSpec("where", ("condition", "a", "b"), _where, _torch("where"), "a where the condition holds, else b",
+           meaning="The condition is bool; a and b have one element type, which is the result's. The three shapes "
+                   "broadcast as in numpy.",
+           example="%c: bool[s, 1], %a: f32[b, s, 8], %b: f32[] -> where(%c, %a, %b) : f32[b, s, 8]"),
+    OpSpec("cast", ("x",), _cast, _cast_reference, "x converted to `element`", {"element": Required(str)},
+           meaning="`element` is a plain element type. Real numbers are rounded to the nearest, ties to even; integers "
+                   "get what is before the point; bool is whether x is not 0, and as a number 0 or 1.",
+           example='%x: i64[b, s] -> cast(%x) {element = "f32"} : f32[b, s]'),
 )  # fmt: skip

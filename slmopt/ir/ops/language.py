@@ -183,22 +183,67 @@ def _quantize_rows(op: Op) -> TensorType:
 _OUTPUT = {"output": "f32"}
 SPECS: tuple[OpSpec, ...] = (
     OpSpec("embedding", ("ids", "table"), _embedding, _embedding_reference, "rows of `table` [rows, width] by ids",
-           mixes=lambda op, symbol: symbol in dim_symbols(operand_type(op.operands[1]).shape[0])),
+           mixes=lambda op, symbol: symbol in dim_symbols(operand_type(op.operands[1]).shape[0]),
+           meaning="result[..., j] = table[ids[...], j] in f32. The ids are i64 or i32, from 0 to rows - 1; the table "
+                   "may "
+                   "be of any element type, quantized ones included.",
+           example="%ids: i64[b, s] -> embedding(%ids, weight @embed : q8c[512, 64]) : f32[b, s, 64]"),
     OpSpec("linear", ("x", "weight", "bias?", "residual?"), _linear, _linear_reference,
            "activation(x W^T + bias) + residual; act = \"q8\": x is first snapped to the q8g32 grid",
-           {"activation": None, "act": None}, flops=_linear_flops, mixes=_last_mixes),
+           {"activation": None, "act": None}, flops=_linear_flops, mixes=_last_mixes,
+           meaning="result[..., i] = f(sum over j of x[..., j] weight[i, j] + bias[i]) + residual[..., i], with x "
+                   "[..., k], "
+                   "weight [n, k], bias [n], residual [..., n]; the result is f32. x and weight are real or "
+                   "quantized; the "
+                   "sum is that of the products of the numbers they stand for, to float32 precision. `activation` is "
+                   "f: "
+                   "none, " + ", ".join(f'"{name}"' for name in ACTIVATIONS) + " (gelu by erf, gelu_tanh by tanh: see "
+                   '`gelu`). `act` = "q8" snaps x to the q8g32 grid first, as quantize_rows does, and leaves x as it '
+                   'is '
+                   "where it is of that type already: so products are of integers, and exact within a group of 32.",
+           example='%x: f32[b, s, 64], %r: f32[b, s, 32] -> linear(%x, weight @w : q4g32[32, 64], _, %r) '
+                   '{activation = "silu", act = "q8"} : f32[b, s, 32]'),
     OpSpec("quantize_rows", ("x",), _quantize_rows, lambda op, x: quantize_rows(x),
            "8-bit codes with one float32 scale per 32 elements of the last axis: scale = amax / 127",
-           mixes=_last_mixes),
+           mixes=_last_mixes,
+           meaning="For each 32 neighbours along the last axis, of which the last group may have fewer: scale = "
+                   "max |x| / 127 in float32, code = x / scale rounded to the nearest integer, ties to even, in -127 "
+                   "to "
+                   "127, and 0 where the scale is 0. The result, of type q8g32, stands for code * scale.",
+           example="%x: f32[b, s, 64] -> quantize_rows(%x) : q8g32[b, s, 64]"),
     OpSpec("rms_norm", ("x", "weight?"), _norm, _rms_norm_reference,
            "x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019)",
-           {"eps": Required(float), **_OUTPUT}, mixes=_last_mixes),
+           {"eps": Required(float), **_OUTPUT}, mixes=_last_mixes,
+           meaning="mean is that of the last axis, of size k; `eps` is added to it; weight has shape [k], absent it "
+                   "is 1. "
+                   'The result is f32, or with `output` = "q8g32" snapped and stored as quantize_rows has it.',
+           example="%x: f32[b, s, 64] -> rms_norm(%x, weight @norm : f32[64]) {eps = 1e-05} : f32[b, s, 64]"),
     OpSpec("layer_norm", ("x", "weight?", "bias?"), _norm, _layer_norm_reference,
            "(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al. 2016)",
-           {"eps": Required(float), **_OUTPUT}, mixes=_last_mixes),
+           {"eps": Required(float), **_OUTPUT}, mixes=_last_mixes,
+           meaning="mean and var = mean((x - mean)^2) are those of the last axis, of size k; `eps` is added to var; "
+                   "weight "
+                   "and bias have shape [k], absent they are 1 and 0. The result is f32, or with `output` = \"q8g32\" "
+                   "snapped and stored as quantize_rows has it.",
+           example="%x: f32[b, s, 64] -> layer_norm(%x, weight @norm : f32[64], weight @bias : f32[64]) {eps = 1e-05} "
+                   ": "
+                   "f32[b, s, 64]"),
     OpSpec("rope", ("x", "cos", "sin"), _rope, _rope_reference,
            "rotary position embedding of the first cos.shape[-1] elements: x cos + rotate(x) sin (Su et al. 2021)",
-           {"style": "half"}),
+           {"style": "half"},
+           meaning="cos and sin have one type; their last axis r is even and at most that of x, their other axes "
+                   "broadcast "
+                   'to those of x. `style` = "half", for i < r/2: result[i] = x[i] cos[i] - x[i + r/2] sin[i], '
+                   "result[i + r/2] = x[i + r/2] cos[i + r/2] + x[i] sin[i + r/2]. \"interleaved\": result[2i] = x[2i] "
+                   "cos[2i] - x[2i + 1] sin[2i], result[2i + 1] = x[2i + 1] cos[2i + 1] + x[2i] sin[2i + 1]. From r "
+                   "on, "
+                   "result[i] = x[i]. The result has the type of x.",
+           example='%x: f32[b, 8, s, 16], %cos: f32[1, 1, s, 16], %sin: f32[1, 1, s, 16] -> rope(%x, %cos, %sin) '
+                   '{style = "half"} : f32[b, 8, s, 16]'),
     OpSpec("glu", ("gate", "up"), _glu, _glu_reference, "activation(gate) * up (Shazeer 2020)",
-           {"activation": "silu", **_OUTPUT}),
+           {"activation": "silu", **_OUTPUT},
+           meaning="gate and up have one shape. `activation` as in linear. The result is f32, or with `output` = "
+                   '"q8g32" snapped and stored as quantize_rows has it.',
+           example='%gate: f32[b, s, 172], %up: f32[b, s, 172] -> glu(%gate, %up) {activation = "silu"} : f32[b, s, '
+                   '172]'),
 )  # fmt: skip

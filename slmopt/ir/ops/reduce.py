@@ -66,15 +66,39 @@ def _reference_reduce(name: str) -> Any:
     return reference
 
 
+_REDUCED = (
+    " `axis` may be negative: counted from the end. With `keep` the axis stays, of size 1; else it goes. The result "
+    "has "
+    "the element type of x."
+)
+_ALONG = " `axis` may be negative: counted from the end. The result has the type of x."
+
+
+def _reduced(name: str) -> str:
+    return f"%x: f32[b, s, 8] -> {name}(%x) {{axis = 2, keep = true}} : f32[b, s, 1]"
+
+
 SPECS: tuple[OpSpec, ...] = (
-    OpSpec("sum", ("x",), _reduce, _reference_reduce("sum"), "sum along an axis", _KEEP, mixes=_mixes_axis),
-    OpSpec("mean", ("x",), _reduce, _reference_reduce("mean"), "mean along an axis", _KEEP, mixes=_mixes_axis),
-    OpSpec("amax", ("x",), _reduce, _reference_reduce("amax"), "maximum along an axis", _KEEP, mixes=_mixes_axis),
+    OpSpec("sum", ("x",), _reduce, _reference_reduce("sum"), "sum along an axis", _KEEP, mixes=_mixes_axis,
+           meaning="The sum of the elements along `axis`, 0 of none." + _REDUCED, example=_reduced("sum")),
+    OpSpec("mean", ("x",), _reduce, _reference_reduce("mean"), "mean along an axis", _KEEP, mixes=_mixes_axis,
+           meaning="The sum along `axis`, divided by the number of elements; x is real." + _REDUCED,
+           example=_reduced("mean")),
+    OpSpec("amax", ("x",), _reduce, _reference_reduce("amax"), "maximum along an axis", _KEEP, mixes=_mixes_axis,
+           meaning="The largest element along `axis`, which is not empty; NaN where there is one." + _REDUCED,
+           example=_reduced("amax")),
     OpSpec("softmax", ("x",), _same, lambda op, x: x.softmax(_axis(op)), "exp(x) / sum exp(x) along an axis", _AXIS,
-           mixes=_mixes_axis),
+           mixes=_mixes_axis,
+           meaning="exp(x - m) / sum(exp(x - m)), m the maximum along `axis`; x is real. All -inf gives NaN." + _ALONG,
+           example="%x: f32[b, 4, s, s] -> softmax(%x) {axis = 3} : f32[b, 4, s, s]"),
     OpSpec("cumsum", ("x",), _same, lambda op, x: x.cumsum(_axis(op)), "running sum along an axis", _AXIS,
-           mixes=_mixes_axis),
+           mixes=_mixes_axis, meaning="Element i is the sum of the elements 0 to i along `axis`." + _ALONG,
+           example="%x: f32[b, s] -> cumsum(%x) {axis = 1} : f32[b, s]"),
     OpSpec("matmul", ("a", "b"), _matmul, lambda op, a, b: a.matmul(b),
            "matrix product of [..., m, k] and [..., k, n], leading axes broadcast", flops=_matmul_flops,
-           mixes=_matmul_mixes),
+           mixes=_matmul_mixes,
+           meaning="result[..., i, j] = sum over l of a[..., i, l] b[..., l, j]. a and b have at least two axes and "
+                   "one "
+                   "element type, the result's; the axes before the last two broadcast as in numpy.",
+           example="%a: f32[b, 4, s, 8], %b: f32[b, 1, 8, s] -> matmul(%a, %b) : f32[b, 4, s, s]"),
 )  # fmt: skip
