@@ -58,7 +58,7 @@ class Case:
         try:
             if not self.check.prepare(self.module).holds:
                 return False
-            after, _ = subject.run(allowed)
+            after = subject.run(allowed)
             return not self.check.measure(after).holds
         except Exception:  # a part of a model is not what passes and checks are written for
             return False
@@ -116,7 +116,7 @@ def _own_limit(subject: Subject, allowed: tuple[str, ...] | None) -> Limit | Non
     """Half of the difference of outputs that the pass alone makes."""
     check = OutputsCheck("outputs", _LIMIT)
     check.prepare(subject.before)
-    after, _ = subject.run(None if allowed is None else frozenset(allowed))
+    after = subject.run(None if allowed is None else frozenset(allowed))
     error = check.measure(after).value
     return None if not error or error == math.inf else Limit(True, float(f"{error / 2:.2g}"), False)
 
@@ -133,7 +133,7 @@ def _roots(subject: Subject, isolated: Isolated, allowed: tuple[str, ...] | None
     if not found[1] and subject.error is None:
         after = subject.after
         if allowed is not None:
-            after, _ = subject.run(frozenset(allowed))
+            after = subject.run(frozenset(allowed))
         if after is not None:
             found = _places(subject.before, Hybrids(subject.before, after).names)
     return found
@@ -169,7 +169,7 @@ def _with_own_limit(case: Case) -> Case:
         return case
     try:
         start = check.prepare(case.module).value or 0.0
-        after, _ = case.subject.run(None if case.allowed is None else frozenset(case.allowed))
+        after = case.subject.run(None if case.allowed is None else frozenset(case.allowed))
         end = check.measure(after).value
     except SlmError:
         return case

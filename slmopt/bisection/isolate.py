@@ -27,7 +27,7 @@ _SORTED = 100  # candidates that are measured one by one, to find a smaller set 
 class Subject:
     """A pass, the module before it and what it does to it. `error`: what it raises there; `module` is None then.
 
-    runs: how often the pass was run alone.
+    runs: how often the pass was run alone. made: the rewrites of the latest run, in order, also where it raised.
     """
 
     item: Pass
@@ -36,23 +36,27 @@ class Subject:
     context: Context
     error: Exception | None = None
     runs: int = 0
+    made: tuple[str, ...] = ()
 
-    def run(self, allowed: Container[str] | None = None) -> tuple[Module, list[str]]:
-        """The module after the pass with some of its rewrites, and those that it made, in order.
+    def run(self, allowed: Container[str] | None = None) -> Module:
+        """The module after the pass with some of its rewrites.
 
         Whatever the pass raises goes through; IRError where it leaves a module that breaks the IR's rules.
         """
         self.runs += 1
         module = freeze(self.before)
         with open_journal(allowed) as journal:
-            if self.error is not None:  # what the pipeline finds wrong counts too
-                Pipeline([self.item], verify=False).run(module, self.context)
-            else:
-                self.item.run(module, self.context)
+            try:
+                if self.error is not None:  # what the pipeline finds wrong counts too
+                    Pipeline([self.item], verify=False).run(module, self.context)
+                else:
+                    self.item.run(module, self.context)
+            finally:
+                self.made = tuple(dict.fromkeys(journal.entries))
         verify(module, weights=True)
         if self.after is not None and "facts" in self.after.metadata:
             module.metadata["facts"] = list(self.after.metadata["facts"])
-        return module, list(dict.fromkeys(journal.entries))
+        return module
 
     def raises(self, allowed: Container[str] | None = None) -> bool:
         """Whether it raises the same kind of error with some of its rewrites."""
@@ -92,10 +96,13 @@ def isolate(subject: Subject, measure: Callable[[Module], Measured]) -> Isolated
 
 def _isolate_error(subject: Subject) -> Isolated:
     asked = _Asked()
-    if not subject.raises(asked) or subject.raises(frozenset()):
+    again = subject.raises(asked)
+    tried = list(dict.fromkeys([*subject.made, *asked.names()[-1:]]))  # those made, and the one that was at work then
+    if not again or not tried or subject.raises(frozenset()):
         return Isolated("pass")
-    names = find_minimal(asked.names(), subject.raises)
-    return Isolated("rewrites", names, len(asked.names()))
+    if not subject.raises(frozenset(tried)):
+        tried = asked.names()
+    return Isolated("rewrites", find_minimal(tried, subject.raises), len(tried))
 
 
 class _Asked(Container[str]):
@@ -119,7 +126,7 @@ def _isolate_rewrites(subject: Subject, measure: Callable[[Module], Measured]) -
         """None where some rewrites without the others make no module."""
         if allowed not in results:
             try:
-                module, _ = subject.run(allowed)
+                module = subject.run(allowed)
             except Exception:  # a pass need not stand having half of its rewrites refused
                 results[allowed] = None
             else:
@@ -127,10 +134,10 @@ def _isolate_rewrites(subject: Subject, measure: Callable[[Module], Measured]) -
         return results[allowed]
 
     try:
-        _, entries = subject.run()
+        subject.run()
     except Exception:  # it does not do the same twice
         return None
-    return _minimize("rewrites", entries, judge)
+    return _minimize("rewrites", subject.made, judge)
 
 
 def _isolate_definitions(subject: Subject, measure: Callable[[Module], Measured]) -> Isolated | None:

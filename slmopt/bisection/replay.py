@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Replayed", "replay"]
 
 _FORMAT = 1
+_KEYS = ("pass", "class", "weights", "inputs", "rewrites", "raises", "check", "command", "graph", "target")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def replay(directory: str | os.PathLike[str]) -> Replayed:
     told, texts = _read(place / "reproducer.json"), _read_texts(place)
     item = _find_item(told["pass"], told["class"])
     module: Module = load(place / "before.slm")
-    add_stand_ins(module, drawn=True)
+    if not told["weights"]:
+        add_stand_ins(module, drawn=True)
     subject = Subject(item, module, None, _context(told, texts))
     allowed = None if told["rewrites"] is None else frozenset(told["rewrites"])
     if told["raises"] is not None:
@@ -54,7 +56,7 @@ def replay(directory: str | os.PathLike[str]) -> Replayed:
     if not before.holds:
         return Replayed(False, f"the check does not hold of before.slm itself: {before.words}")
     try:
-        after, _ = subject.run(allowed)
+        after = subject.run(allowed)
     except Exception as error:
         return Replayed(True, f"the pass raises {type(error).__name__}: {error}", raised=True)
     found = check.measure(after)
@@ -81,10 +83,12 @@ def _read(file: Path) -> dict[str, Any]:
     told = read_json(file)
     if told.get("format") != _FORMAT:
         raise InputError(f"{file} has format {told.get('format')!r}; this slmopt replays format {_FORMAT}")
-    missing = [key for key in ("pass", "class", "rewrites", "raises", "check", "command", "graph", "target")
-               if key not in told]  # fmt: skip
+    missing = [key for key in _KEYS if key not in told]
     if missing:
         raise InputError(f"{file} lacks {missing[0]!r}: it was not written by `slmopt bisect`")
+    for key, name in (("weights", "before.safetensors"), ("inputs", "inputs.safetensors")):
+        if told[key] and not (file.parent / name).is_file():
+            raise InputError(f"{file.parent} lacks {name}")
     return told
 
 
@@ -117,7 +121,7 @@ def _find_check(place: Path, told: dict[str, Any], texts: Texts) -> Check:
     if told["command"] is not None:
         return CommandCheck(told["command"])
     parsed = parse_check(told["check"], tuple(registry().metrics))
-    if not (place / "inputs.safetensors").is_file():
+    if not told["inputs"]:
         return make_check(parsed, texts, told["target"])
     from safetensors.torch import load_file
 

@@ -104,6 +104,7 @@ def _describe(case: Case) -> dict[str, Any]:
     target = case.subject.context.target
     return {
         "format": 1, "slmopt": __version__, "pass": describe_pass(item), "class": _class_of(item),
+        "weights": case.stored_weights, "inputs": case.inputs is not None,
         "rewrites": None if case.allowed is None else list(case.allowed), "graph": case.graph,
         "raises": None if check is not None or error is None else type(error).__name__,
         "check": check.text if isinstance(check, OutputsCheck | TextCheck | CompilesCheck) else None,

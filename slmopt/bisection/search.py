@@ -146,7 +146,7 @@ def _difference(subject: Subject, isolated: Isolated) -> tuple[str, ...]:
         return ()
     try:
         if isolated.means == "rewrites":
-            after, _ = subject.run(frozenset(isolated.names))
+            after = subject.run(frozenset(isolated.names))
         elif isolated.means == "definitions":
             after = Hybrids(subject.before, after).build(frozenset(isolated.names))
     except SlmError:

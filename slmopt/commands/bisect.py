@@ -27,7 +27,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", metavar="MODEL", help="model directory or IR text")
-    add_recipe(parser)
+    add_recipe(parser, verify=False)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--check", metavar="CHECK", help="such as 'perplexity<=+3%%', outputs, compiles")
     chosen.add_argument("--command", dest="shell", metavar="COMMAND", help="a shell command, 0 where all is well")

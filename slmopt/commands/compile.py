@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
+def add_recipe(parser: argparse.ArgumentParser, *, verify: bool = True) -> None:
     """The options that say which passes run and how they are checked."""
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("-r", "--recipe", metavar="NAME", help="f32, f16, w8, w4, or a TOML file")
@@ -36,7 +36,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", metavar="FILE", help="UTF-8 text for perplexity, the budget and calibration")
     parser.add_argument("--text-tokens", type=positive, metavar="N", help="tokens of the text; default: 4096")
-    parser.add_argument("--no-verify", action="store_true", help="do not compare numbers after each pass")
+    if verify:
+        parser.add_argument("--no-verify", action="store_true", help="do not compare numbers after each pass")
 
 
 def recipe_of(arguments: argparse.Namespace, default: str | list[str]) -> str | list[str]:

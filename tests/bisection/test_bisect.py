@@ -94,6 +94,7 @@ def test_a_pass_that_raises(layer: int) -> None:
     found = _search(_MODEL, _recipe(Fails(layer), 17))
     assert (found.index, found.raised) == (17, True)
     assert found.names == (f"expand at @forward/%a{layer}",)
+    assert found.candidates == layer + 1  # those before it, and its own
     assert "ZeroDivisionError: a planted fault" in found.after.words
 
 

@@ -124,6 +124,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     ("reproducer.json", "{", "is no JSON"),
     ("reproducer.json", '{"format": 7}', "has format 7"),
     ("reproducer.json", '{"format": 1}', "lacks 'pass'"),
+    ("reproducer.json", '{"format": 1, "pass": 3}', "lacks 'class'"),
     ("before.slm", "module", "expected"),
 ])  # fmt: skip
 def test_damaged_reproducers(tmp_path: Path, name: str, content: str | None, words: str) -> None:
@@ -136,10 +137,21 @@ def test_damaged_reproducers(tmp_path: Path, name: str, content: str | None, wor
 
 
 def _write_minimal(path: Path) -> None:
-    told = {"format": 1, "pass": "scales{wrong=1}", "class": "tests.bisection.faults:Scales", "rewrites": None,
-            "raises": None, "check": "outputs", "command": None, "graph": "forward", "target": None}  # fmt: skip
+    told = {
+        "format": 1, "pass": "scales{wrong=1}", "class": "tests.bisection.faults:Scales", "weights": False,
+        "inputs": False, "rewrites": None, "raises": None, "check": "outputs", "command": None, "graph": "forward",
+        "target": None,
+    }  # fmt: skip
     (path / "reproducer.json").write_text(json.dumps(told))
     (path / "before.slm").write_text(str(layered_model()))
+
+
+@pytest.mark.parametrize("name", ["before.safetensors", "inputs.safetensors"])
+def test_a_missing_file_is_not_made_up(tmp_path: Path, name: str) -> None:
+    _find([Rounds((2,))], tmp_path / "found", "outputs<=2e-2")
+    (tmp_path / "found" / name).unlink()
+    with pytest.raises(InputError, match=f"lacks {name}"):
+        replay(tmp_path / "found")
 
 
 def test_drawn_weights_stand_in_for_those_that_are_not_stored(tmp_path: Path) -> None:
