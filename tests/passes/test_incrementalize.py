@@ -193,6 +193,14 @@ def test_keys_that_do_not_grow_need_no_cache() -> None:
     assert relative_error(step_through(found, x, [2, 4, 1]), forward(found, x)) < 1e-4
 
 
+def test_a_model_that_looks_at_no_other_position_has_a_step_too() -> None:
+    module = toy("%y = neg(%x) : f32[b, s, 64]\nreturn %y")
+    found, changes = apply(module, Incrementalize())
+    assert changes == {"step": 1}
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+    assert step_through(found, x, [2, 3]).equal(forward(found, x))
+
+
 def test_wrong_use() -> None:
     with pytest.raises(InputError, match="f8"):
         Incrementalize(cache="f8")
