@@ -13,7 +13,7 @@ from slmopt.backends.tvm.primitive import INJECTIVE, REDUCTIONS, Leaf, primitive
 from slmopt.backends.tvm.rows import Rows, joint_rows
 from slmopt.backends.tvm.views import Buffer, View, allocate_view, dense_view, element_bytes, token_axis
 from slmopt.backends.tvm.weight_table import WeightSlot, WeightTable
-from slmopt.errors import InputError, UnsupportedError
+from slmopt.errors import InputError, IRError, SlmError, UnsupportedError
 from slmopt.ir.dims import Dim, product
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.ir.ops.shape import dims_of, slice_bounds
@@ -92,7 +92,7 @@ class Lowering:
                 if op in refused:
                     raise refused[op]
                 self._lower(op)
-            except UnsupportedError as error:
+            except (IRError, UnsupportedError) as error:
                 self._report(op, error)
         if not self.problems:
             self._place_logits()
@@ -111,7 +111,7 @@ class Lowering:
         else:
             self.place(op.result)
 
-    def _report(self, op: Op, error: UnsupportedError) -> None:
+    def _report(self, op: Op, error: SlmError) -> None:
         """Keep what cannot be lowered, and go on as if it could, to find what else cannot."""
         text = str(error) if _DESCRIBED.match(str(error)) else f"{op.describe()}: {error}"
         if text not in self.problems:

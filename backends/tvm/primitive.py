@@ -115,7 +115,7 @@ class _Expression:
         return rule(op, indices)
 
     def _cast(self, op: Op, indices: Sequence[Any]) -> Any:
-        return self.tir.Cast(_TVM_TYPE[_element(op.result)], self.element(op.value(0), indices))
+        return self.tir.Cast(_TVM_TYPE[_element(op.result)], self.element(_source(op), indices))
 
     def _constant(self, op: Op, indices: Sequence[Any]) -> Any:
         return self.tir.const(op.attributes["value"], _TVM_TYPE[_element(op.result)])
@@ -134,26 +134,26 @@ class _Expression:
         source = [None] * len(indices)
         for axis, index in zip(op.attributes["axes"], indices, strict=True):  # type: ignore[arg-type]
             source[axis] = index  # type: ignore[index]
-        return self.element(op.value(0), source)
+        return self.element(_source(op), source)
 
     def _expand(self, op: Op, indices: Sequence[Any]) -> Any:
-        return self.element(op.value(0), _broadcast(indices, op.result.shape, op.value(0).shape))
+        return self.element(_source(op), _broadcast(indices, op.result.shape, _shape(_source(op))))
 
     def _slice(self, op: Op, indices: Sequence[Any]) -> Any:
         axis, start, _, step = slice_bounds(op)
         source = list(indices)
         source[axis] = source[axis] * step + self.size(start)
-        return self.element(op.value(0), source)
+        return self.element(_source(op), source)
 
     def _reshape(self, op: Op, indices: Sequence[Any]) -> Any:
         flat: Any = self.tir.const(0, "int32")
         for index, dim in zip(indices, op.result.shape, strict=True):
             flat = flat * self.size(dim) + index
         source: list[Any] = []
-        for dim in reversed(op.value(0).shape):
+        for dim in reversed(_shape(_source(op))):
             source.insert(0, self.tir.const(0, "int32") if dim == 1 else self.tir.floormod(flat, self.size(dim)))
             flat = flat if dim == 1 else self.tir.floordiv(flat, self.size(dim))
-        return self.element(op.value(0), source)
+        return self.element(_source(op), source)
 
     def _concat(self, op: Op, indices: Sequence[Any]) -> Any:
         axis = int(op.attributes["axis"]) % len(indices)  # type: ignore[arg-type]
@@ -174,6 +174,14 @@ class _Expression:
         axis, rank = int(op.attributes["axis"]) % len(_shape(table)), len(_shape(index))  # type: ignore[arg-type]
         picked = self.tir.Cast("int32", self.element(index, indices[axis : axis + rank]))  # type: ignore[arg-type]
         return self.element(table, [*indices[:axis], picked, *indices[axis + rank :]])  # type: ignore[arg-type]
+
+
+def _source(op: Op) -> Value | Weight:
+    """The first operand, computed by the graph or a weight."""
+    operand = op.operands[0]
+    if operand is None:
+        raise UnsupportedError(f"{op.describe()}: operand 0 is absent")
+    return operand
 
 
 def _shape(operand: Any) -> tuple[Dim, ...]:
@@ -218,7 +226,7 @@ def _reduction(build: _Expression, op: Op, accumulator: Any, indices: Sequence[A
         b = build.element(right, [*_broadcast(batch, shape, _shape(right)[:-2]), k, indices[-1]])  # type: ignore[arg-type]
         term, extent = a * b, build.size(_shape(left)[-1])
     else:
-        source = _shape(op.value(0))
+        source = _shape(_source(op))
         axis = int(op.attributes["axis"]) % len(source)  # type: ignore[arg-type]
         inner = list(indices)
         if op.name == "cumsum" or op.attributes.get("keep"):
@@ -227,7 +235,7 @@ def _reduction(build: _Expression, op: Op, accumulator: Any, indices: Sequence[A
         else:
             extent = build.size(source[axis])
             inner.insert(axis, k)
-        term = build.element(op.value(0), inner)
+        term = build.element(_source(op), inner)
     element = _TVM_TYPE[_element(op.result)]
     start = tir.const(0, element) if op.name != "amax" else tir.min_value(element)
     total = accumulator[0] + term if op.name != "amax" else tir.max(accumulator[0], term)

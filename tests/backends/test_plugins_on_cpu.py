@@ -237,6 +237,23 @@ def test_primitives_without_a_kernel_are_expanded(axis: int, keep: str) -> None:
     """, targets=["cpu:chunk=4"])  # fmt: skip
 
 
+def test_primitives_compute_on_weights_too() -> None:
+    check_op([], """
+        %p = permute(weight @w : f32[5, 32]) {axes = [1, 0]} : f32[32, 5]
+        %q = slice(%p) {axis = 1, start = 1, stop = 2, step = 1} : f32[32, 1]
+        %column = reshape(%q) {shape = [32]} : f32[32]
+        %row = reshape(weight @v : f32[4, 8]) {shape = [32]} : f32[32]
+        %s = sum(weight @w : f32[5, 32]) {axis = 0, keep = false} : f32[32]
+        %m = mean(weight @w : f32[5, 32]) {axis = 0, keep = false} : f32[32]
+        %e = expand(weight @u : f32[1]) {shape = [32]} : f32[32]
+        %a = add(%column, %row) : f32[32]
+        %b = add(%a, %s) : f32[32]
+        %c = sub(%b, %m) : f32[32]
+        %d = add(%c, %e) : f32[32]
+        %y = add(%x, %d) : f32[b, s, 32]
+    """)
+
+
 # --- states ----------------------------------------------------------------------------------------------------------
 def test_an_op_with_a_state_of_its_own_updates_it_in_place(tmp_path: Path) -> None:
     program = check(model(f"%g = decayed_sum(%r) {{decay = 0.5}} : {WIDE}"), offers(), tmp_path / "artifact")
