@@ -196,6 +196,13 @@ def test_passes_shows_options_and_rewrites(capsys: pytest.CaptureFixture[str]) -
     assert options["bits"] == bits
     assert found["quantize"]["contract"] == "lossy" and found["fuse"]["contract"] == "exact to 0.0001"
     assert all(item["summary"] for item in found.values())
+    rules = {rule["text"] for rule in found["raise-norm"]["rules"]}
+    assert "norm(x) * w -> norm(x, w)" in rules
+    assert main(["passes", "raise-activation"]) == 0
+    assert "silu       mul(x, sigmoid(x)) -> silu(x)" in capsys.readouterr().out
+    assert main(["passes", "quantize"]) == 0
+    shown = capsys.readouterr().out
+    assert "  bits=4  (integer; 4 or 8)\n      of a weight\n" in shown
     assert main(["passes", "incrementalize"]) == 0
     assert "cache=f32  (text)" in capsys.readouterr().out
     assert main(["passes"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +14,9 @@ from slmopt.passes.canonicalize.identities import IDENTITIES
 from slmopt.passes.canonicalize.positions import POSITIONS
 from slmopt.passes.canonicalize.sharing import share_subexpressions
 from slmopt.pipeline import Context, Pass
-from slmopt.rewrite import rewrite
+from slmopt.rewrite import Rule, rewrite
 
 __all__ = ["Canonicalize", "canonicalize"]
-
-_RULES = (*IDENTITIES, *BROADCASTING, *POSITIONS, *FLATTENING)
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Canonicalize(Pass):
     name: ClassVar[str] = "canonicalize"
     ensures: ClassVar[frozenset[str]] = frozenset({"canonical"})
     takes_rules: ClassVar[bool] = True
+    rules: ClassVar[Sequence[Rule]] = (*IDENTITIES, *BROADCASTING, *POSITIONS, *FLATTENING)
     unties: ClassVar[bool] = True  # a weight that is read as it is stored, and in an expression that is folded
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
@@ -52,6 +52,6 @@ def _once(module: Module, context: Context) -> dict[str, int]:
     graphs = module.graphs.values()
     counts = {"dead": sum(graph.erase_dead() for graph in graphs)}
     counts["shared"] = sum(share_subexpressions(graph, context) for graph in graphs)
-    counts.update(rewrite(module, (*_RULES, *context.rules(Canonicalize.name))))
+    counts.update(rewrite(module, (*Canonicalize.rules, *context.rules(Canonicalize.name))))
     counts["folded"] = sum(fold_constants(module, graph, context) for graph in graphs)
     return {kind: count for kind, count in counts.items() if count}

@@ -8,7 +8,7 @@ from slmopt.ir.dims import Dim
 from slmopt.ir.graph import Op, Operand, Value, Weight
 from slmopt.ir.ops.shape import slice_bounds
 from slmopt.ir.types import DType, TensorType
-from slmopt.rewrite import Match, Rewriter, Rule, any_, constant, either, op, rule
+from slmopt.rewrite import Match, Rewriter, Rule, any_, constant, either, op, replace, rule
 
 __all__ = ["IDENTITIES"]
 
@@ -158,9 +158,10 @@ def _mean(at: Rewriter, m: Match) -> Found:
 
 
 IDENTITIES: tuple[Rule, ...] = (
-    *(Rule(name, op(name, _X), _unchanged) for name in ("cast", "reshape", "expand", "slice")),
-    *(Rule("neutral", pattern, _unchanged) for pattern in (_NEUTRAL, _TRUE)),
-    Rule("neg", op("neg", op("neg", _X)), _unchanged),
+    *(Rule(name, op(name, _X), _unchanged, f"{name}(x) -> x") for name in ("cast", "reshape", "expand", "slice")),
+    Rule("neutral", _NEUTRAL, _unchanged, "x + 0, x - 0, x * 1, x / 1, x ** 1 -> x"),
+    Rule("neutral", _TRUE, _unchanged, "x and true, x or false -> x"),
+    replace("neg", op("neg", op("neg", _X)), _X),
     _identity_permute, _merge_permutes, _merge_reshapes, _merge_expands, _merge_casts, _merge_slices, _slice_of_concat,
     _simplify_concat, _merge_factors, _mean,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from slmopt.ir.graph import Value
-from slmopt.rewrite import Match, Pattern, RewritePass, Rewriter, Rule, any_, constant, either, op, rule
+from slmopt.rewrite import Match, Pattern, RewritePass, Rewriter, Rule, any_, constant, either, op, replace, rule
 
 __all__ = ["RULES", "RaiseActivation"]
 
@@ -50,14 +50,16 @@ _GELU = _half_x_times(_one_plus(op("erf", _BY_ROOT_TWO)))
 
 @rule("relu", op("maximum", _X, constant(0)))
 def _relu(at: Rewriter, m: Match) -> Value | None:
+    """maximum(x, 0) -> relu(x)"""
     return at.add("relu", m["x"]) if m["x"].type == m.root.result.type else None
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("gelu_tanh", _GELU_TANH, lambda at, m: at.add("gelu", m["x"], approximate=True)),
-    Rule("gelu", _GELU, lambda at, m: at.add("gelu", m["x"], approximate=False)),
-    Rule("silu", op("mul", _X, op("sigmoid", _X)), lambda at, m: at.add("silu", m["x"])),
-    Rule("silu", op("div", _X, _one_plus(op("exp", op("neg", _X)))), lambda at, m: at.add("silu", m["x"])),
+    replace("gelu_tanh", _GELU_TANH, op("gelu", _X, approximate=True),
+            "x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2 -> gelu(x), in every grouping"),
+    replace("gelu", _GELU, op("gelu", _X, approximate=False), "x (1 + erf(x / sqrt(2))) / 2 -> gelu(x)"),
+    replace("silu", op("mul", _X, op("sigmoid", _X)), op("silu", _X)),
+    replace("silu", op("div", _X, _one_plus(op("exp", op("neg", _X)))), op("silu", _X)),
     _relu,
 )  # fmt: skip
 

@@ -56,7 +56,10 @@ def _proper(operand: Value | Weight) -> list[object]:
 
 @rule("structural mask", _ATTENTION)
 def _mask_as_attributes(at: Rewriter, m: Match) -> Value | None:
-    """An added attention_mask says which keys a query sees: both what it and what the attributes allow."""
+    """attention(q, k, v, bias + attention_mask) -> attention(q, k, v, bias) {mask, window, chunk}
+
+    A query sees what both the added mask and the attributes allow.
+    """
     own = m.root.attributes
     terms = _terms(_operands(m.root)["bias"])
     for index, term in enumerate(terms):
@@ -87,7 +90,10 @@ _SLOPED = op("mul", any_("slopes", lambda operand: isinstance(operand, Weight)),
 
 @rule("slopes", _ATTENTION)
 def _bias_as_slopes(at: Rewriter, m: Match) -> Value | None:
-    """slopes [h, 1, 1] times key positions [n] is ALiBi: what a row of scores adds to all its keys, softmax ignores."""
+    """attention(q, k, v, bias + slopes * key positions) -> attention(q, k, v, bias, slopes): ALiBi
+
+    Slopes [h, 1, 1] times key positions [n] will do: what a row of scores adds to all its keys, softmax ignores.
+    """
     operands = _operands(m.root)
     if operands["slopes"] is not None or operands["sinks"] is not None or operands["position"] is not None:
         return None
@@ -140,6 +146,7 @@ def _unrepeated(operand: Operand) -> Value | None:
 
 @rule("grouped heads", _ATTENTION)
 def _read_unrepeated(at: Rewriter, m: Match) -> Value | None:
+    """attention(q, repeated k, repeated v) -> attention(q, k, v): grouped heads"""
     key, value = _unrepeated(m["k"]), _unrepeated(m["v"])
     if key is None or value is None or key.shape[:3] != value.shape[:3]:
         return None

@@ -111,6 +111,7 @@ def _structural_mask(at: Rewriter, mask: Operand, scores: tuple[Dim, ...]) -> Va
 # --- the rule ------------------------------------------------------------------------------------------------------
 @rule("attention", op("matmul", op("softmax", any_("scores"), where=on_last_axis), any_("v")))
 def _softmax_attention(at: Rewriter, m: Match) -> Value | None:
+    """softmax(scale q k^T + bias) v -> attention(q, k, v, bias) {scale}"""
     found = _Scores(m["scores"].type.shape)
     _collect(at, m["scores"], 1.0, found)
     if len(found.products) != 1 or not _is_attention(m, found.products[0]):

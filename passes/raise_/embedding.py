@@ -18,12 +18,13 @@ _TABLE = weight("table", lambda operand: operand.type.rank == 2 and operand.type
 
 @rule("embedding", op("gather", _TABLE, any_("index"), where=lambda found: found.attributes["axis"] in (0, -2)))
 def _rows(at: Rewriter, m: Match) -> Value | None:
+    """gather(table, ids) -> embedding(ids, table)"""
     return at.add("embedding", m["index"], m["table"])
 
 
 @rule("embedding", op("slice", _TABLE))
 def _first_rows(at: Rewriter, m: Match) -> Value | None:
-    """As many rows of a table as there are positions (learned positions): rows by counted positions."""
+    """table[:s] -> embedding(arange(s), table): learned positions"""
     axis, start, stop, step = slice_bounds(m.root)
     if axis != 0 or step != 1 or not isinstance(stop - start, SymbolicDim):
         return None

@@ -20,7 +20,7 @@ _ACTIVATED = either(
 
 @rule("glu", op("mul", _ACTIVATED, _UP))
 def _gated(at: Rewriter, m: Match) -> Value | None:
-    """A gate and what it lets through: two values of one shape, none made from the other."""
+    """activation(gate) * up -> glu(gate, up): two values of one shape, none made from the other"""
     gate, up, activated = m["gate"], m["up"], m.op("activated")
     if not isinstance(gate, Value) or not isinstance(up, Value) or gate.type != up.type or gate is up:
         return None

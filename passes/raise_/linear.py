@@ -17,12 +17,16 @@ _MATRIX = weight("w", lambda operand: operand.type.rank == 2)
 
 @rule("linear", op("matmul", _X, op("permute", _MATRIX, axes=(1, 0))))
 def _by_transposed(at: Rewriter, m: Match) -> Value | None:
+    """matmul(x, permute(w)) -> linear(x, w)"""
     return at.add("linear", m["x"], m["w"])
 
 
 @rule("linear", op("matmul", _X, _MATRIX))
 def _by_columns(at: Rewriter, m: Match) -> Value | None:
-    """The matrix is stored [k, n]; linear reads a transposed copy. An outer product (k = 1) is no linear layer."""
+    """matmul(x, w) -> linear(x, transposed w)
+
+    An outer product (k = 1) is no linear layer.
+    """
     rows, columns = m["w"].type.shape
     if rows == 1:
         return None
@@ -36,6 +40,7 @@ _VECTOR = weight("bias", lambda operand: operand.type.rank == 1)
 
 @rule("linear bias", op("add", op("linear", _X, _MATRIX, once=True, activation=None, act=None), _VECTOR))
 def _with_bias(at: Rewriter, m: Match) -> Value | None:
+    """linear(x, w) + b -> linear(x, w, b)"""
     if m["bias"].type.shape != m["w"].type.shape[:1]:
         return None
     return at.add("linear", m["x"], m["w"], m["bias"])

@@ -30,13 +30,13 @@ _INVERSE = either(
 
 @rule("rms_norm", either(op("mul", _X, _INVERSE), op("div", _X, _DEVIATION)))
 def _rms(at: Rewriter, m: Match) -> Value | None:
-    """x / sqrt(mean(x^2) + eps)"""
+    """x / sqrt(mean(x^2) + eps) -> rms_norm(x)"""
     return at.add("rms_norm", m["x"], eps=float(m.number("eps")))
 
 
 @rule("layer_norm", op("rms_norm", op("sub", _X, _mean(_X)), ..., output="f32"))
 def _centred(at: Rewriter, m: Match) -> Value | None:
-    """A root-mean-square norm of what has mean zero is a layer norm."""
+    """rms_norm(x - mean(x)) -> layer_norm(x)"""
     return at.add("layer_norm", m["x"], *m.root.operands[1:], eps=m.root.attributes["eps"])
 
 
@@ -46,6 +46,7 @@ def _fits(norm: Value, vector: Weight) -> bool:
 
 @rule("norm weight", op("mul", op(("rms_norm", "layer_norm"), _X, bind="norm", output="f32"), stored("w")))
 def _weighted(at: Rewriter, m: Match) -> Value | None:
+    """norm(x) * w -> norm(x, w)"""
     if not _fits(m.value("norm"), m.weight("w")):
         return None
     return at.again(m.op("norm"), m["x"], m["w"])
@@ -60,6 +61,7 @@ _UNBIASED = op("layer_norm", _X, ..., bind="norm", output="f32", where=_has_no_b
 
 @rule("norm bias", op("add", _UNBIASED, stored("b")))
 def _biased(at: Rewriter, m: Match) -> Value | None:
+    """layer_norm(x, w) + b -> layer_norm(x, w, b)"""
     norm = m.op("norm")
     if not _fits(norm.result, m.weight("b")):
         return None

@@ -79,7 +79,7 @@ _ROTATED_HALVES = op("concat", op("neg", any_("second")), any_("first"), where=o
 
 @rule("rope", _turn(any_("x"), _ROTATED_HALVES))
 def _by_halves(at: Rewriter, m: Match) -> Value | None:
-    """x cos + (-x2, x1) sin, x = (x1, x2)"""
+    """x cos + (-x2, x1) sin -> rope(x), x = (x1, x2)"""
     halves = _halves(m["x"])
     if halves is None or not _fits(m["x"], m["cos"], m["sin"]):
         return None
@@ -104,7 +104,7 @@ def _is_interleaving(flat: Value, left: Value, right: Value) -> bool:
 
 @rule("rope", _turn(any_("x"), _interleaved(op("neg", any_("odd")), any_("even"))))
 def _by_pairs(at: Rewriter, m: Match) -> Value | None:
-    """x cos + (-x1, x0, -x3, x2, ...) sin"""
+    """x cos + (-x1, x0, -x3, x2, ...) sin -> rope(x), by neighbouring pairs"""
     pairs = _pairs(m["x"])
     if pairs is None or not _fits(m["x"], m["cos"], m["sin"]):
         return None
@@ -123,7 +123,7 @@ def _turned_parts(first: str, second: str) -> tuple[Pattern, Pattern]:
 
 @rule("rope", op("concat", *_turned_parts("first", "second"), where=on_last_axis))
 def _halves_apart(at: Rewriter, m: Match) -> Value | None:
-    """(x1 cos - x2 sin, x2 cos + x1 sin), cosines and sines of half the width"""
+    """(x1 cos - x2 sin, x2 cos + x1 sin) -> rope(x), cosines and sines of half the width"""
     first, second = _part(m["first"]), _part(m["second"])
     apart = first.source != second.source or first.stop != second.start or not first.step == second.step == 1
     if apart or not _fits(m["first"], m["cos"], m["sin"]) or m["first"].type != m["second"].type:
@@ -136,7 +136,7 @@ def _halves_apart(at: Rewriter, m: Match) -> Value | None:
 
 @rule("rope", _interleaved(*_turned_parts("even", "odd")))
 def _pairs_apart(at: Rewriter, m: Match) -> Value | None:
-    """(x0 cos - x1 sin, x1 cos + x0 sin, ...), one cosine and sine for each pair"""
+    """(x0 cos - x1 sin, x1 cos + x0 sin, ...) -> rope(x), one cosine and sine for each pair"""
     even, odd = _part(m["even"]), _part(m["odd"])
     whole = _Part(even.source, even.start, odd.stop)
     paired = even.step == 2 and _same(odd, _Part(even.source, even.start + 1, odd.stop, 2))

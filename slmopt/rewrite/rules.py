@@ -38,7 +38,7 @@ class Rule:
             raise IRError(f"the rule {self.kind!r} has no pattern but {self.pattern!r}: begin with op(...)")
         if not self.text:
             written = inspect.getdoc(self.build) or ""
-            object.__setattr__(self, "text", written.partition("\n")[0] or f"{self.pattern} -> ...")
+            object.__setattr__(self, "text", written.partition("\n")[0].rstrip(".") or f"{self.pattern} -> ...")
 
 
 @overload
