@@ -38,6 +38,14 @@ class Subject:
     runs: int = 0
     made: tuple[str, ...] = ()
 
+    @property
+    def offered(self) -> bool:
+        """Whether the pass is one that slmopt or a plugin offers under its name."""
+        from slmopt.plugins.discovery import registry
+
+        known = registry()
+        return self.item.name in known.passes and known.find_pass(self.item.name) is type(self.item)
+
     def run(self, allowed: Container[str] | None = None) -> Module:
         """The module after the pass with some of its rewrites.
 

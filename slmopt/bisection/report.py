@@ -26,8 +26,8 @@ def write_report(case: Case, finding: Finding, found: Reproducer, said: str) -> 
         "## See it", "",
         "    sh reproduce.sh", "",
         f"runs {finding.name}{allowed} on before.slm: {said}.",
-        "It exits with 1 while the fault is there and with 0 when it is mended; it needs slmopt and the package of the "
-        "pass, not the model." if found.fails else "It does NOT fail on its own.",
+        f"It exits with 1 while the fault is there and with 0 when it is mended; it needs slmopt and {_package(case)}, "
+        "not the model." if found.fails else "It does NOT fail on its own.",
         f"Kept of the model: {case.why}.", "",
         "## The recipe", "",
         *(f"{number}. {'**' if number == finding.index + 1 else ''}{text}{'**' if number == finding.index + 1 else ''}"
@@ -36,6 +36,12 @@ def write_report(case: Case, finding: Finding, found: Reproducer, said: str) -> 
     if finding.difference:
         lines += ["## What changed", "", "```", *finding.difference, "```", ""]
     return "\n".join([*lines, "## Versions", "", _versions(), ""])
+
+
+def _package(case: Case) -> str:
+    """Where the pass comes from: it is imported by the name of its module where no plugin offers it."""
+    module = type(case.subject.item).__module__
+    return "the plugin of the pass" if case.subject.offered else f"the Python module {module} (PYTHONPATH)"
 
 
 def _parts(finding: Finding) -> list[str]:

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slmopt import __version__
 from slmopt.bisection.case import Case
@@ -27,9 +27,6 @@ from slmopt.bisection.report import write_report
 from slmopt.errors import InputError
 from slmopt.module_files import write_module
 from slmopt.options import describe_pass
-
-if TYPE_CHECKING:
-    from slmopt.pipeline import Pass
 
 __all__ = ["check_directory", "write_reproducer"]
 
@@ -103,7 +100,8 @@ def _describe(case: Case) -> dict[str, Any]:
     item, check, error = case.subject.item, case.check, case.subject.error
     target = case.subject.context.target
     return {
-        "format": 1, "slmopt": __version__, "pass": describe_pass(item), "class": _class_of(item),
+        "format": 1, "slmopt": __version__, "pass": describe_pass(item),
+        "class": None if case.subject.offered else f"{type(item).__module__}:{type(item).__qualname__}",
         "weights": case.stored_weights, "inputs": case.inputs is not None,
         "rewrites": None if case.allowed is None else list(case.allowed), "graph": case.graph,
         "raises": None if check is not None or error is None else type(error).__name__,
@@ -111,16 +109,6 @@ def _describe(case: Case) -> dict[str, Any]:
         "command": check.command if isinstance(check, CommandCheck) else None,
         "target": check.target if isinstance(check, CompilesCheck) else None if target is None else str(target),
     }  # fmt: skip
-
-
-def _class_of(item: Pass) -> str | None:
-    """The place of a pass that no plugin offers; None for one that is offered."""
-    from slmopt.plugins.discovery import registry
-
-    known = registry()
-    if item.name in known.passes and known.find_pass(item.name) is type(item):
-        return None
-    return f"{type(item).__module__}:{type(item).__qualname__}"
 
 
 def _try_alone(directory: Path, *, raises: bool) -> tuple[bool, str]:

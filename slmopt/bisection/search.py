@@ -130,7 +130,7 @@ class _Search:
             before, after = breaking.before, breaking.after
         return Finding(
             self.check.text, tuple(describe_pass(item) for item in self.passes), index,
-            describe_pass(self.passes[index]), _owner(self.passes[index]), before, after, breaking is None,
+            describe_pass(subject.item), _owner(subject), before, after, breaking is None,
             isolated.means, isolated.names, isolated.candidates, isolated.found, 1, subject.runs, self.evaluations,
             difference=_difference(subject, isolated),
         )  # fmt: skip
@@ -154,13 +154,12 @@ def _difference(subject: Subject, isolated: Isolated) -> tuple[str, ...]:
     return () if after is None else tuple(str(diff(subject.before, after)).splitlines())
 
 
-def _owner(item: Pass) -> str:
+def _owner(subject: Subject) -> str:
     from slmopt.plugins.discovery import registry
 
-    known = registry()
-    if item.name in known.passes and known.find_pass(item.name) is type(item):
-        return known.passes[item.name].source
-    return f"{type(item).__module__}.{type(item).__qualname__}"
+    if subject.offered:
+        return registry().passes[subject.item.name].source
+    return f"{type(subject.item).__module__}.{type(subject.item).__qualname__}"
 
 
 def _make_check(check: str | None, command: str | None, texts: Texts, target: str | None) -> Check:
