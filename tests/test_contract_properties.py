@@ -10,7 +10,7 @@ from slmopt.ir.verify import verify
 from slmopt.pipeline import Pipeline
 from slmopt.plugins.discovery import registry
 from slmopt.stand_in import add_stand_ins
-from tests.ir.graphs import modules
+from slmopt.testing import modules
 
 PASSES = [cls for name, cls in registry().working_passes().items() if name != "incrementalize"]
 

@@ -9,7 +9,7 @@ from slmopt.ir.diff import diff
 from slmopt.ir.graph import Module
 from slmopt.ir.text import parse_module
 from slmopt.ir.view import to_dot
-from tests.ir.graphs import modules
+from slmopt.testing import modules
 
 TEXT = """module @toy {
   metadata {"vocab": 16}

@@ -1,0 +1,136 @@
+"""`check_pass`: a pass on random modules, until one shows that it breaks what every pass must hold."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import seed as with_seed
+from hypothesis import strategies as st
+
+from slmopt.errors import ContractError
+from slmopt.ir.graph import Module
+from slmopt.options import describe_pass
+from slmopt.pipeline import Pass
+from slmopt.testing.checks import CHECKS
+from slmopt.testing.choices import chosen
+from slmopt.testing.failures import Failure, describe_failure
+from slmopt.testing.language_models import language_models
+from slmopt.testing.modules import modules
+from slmopt.testing.options import options as draw_options
+from slmopt.testing.trial import BrokenError, RefusalError, Trial, prepare, run_pass
+from slmopt.testing.weights import kinds_of
+
+__all__ = ["check_pass"]
+
+_SHRINK_SECONDS = 15.0
+_LEAST = 0.1  # the share of examples that a pass must not refuse
+
+
+def check_pass(
+    given_pass: type[Pass] | Pass, *, examples: int = 50, seed: int = 0,
+    strategy: st.SearchStrategy[Module] | None = None,
+    options: st.SearchStrategy[Mapping[str, Any]] | Mapping[str, Any] | None = None, compile: bool = True,
+    shrink: bool = True,
+) -> None:  # fmt: skip
+    """Prove a pass on `examples` random modules; ConformanceError shows the smallest module on which it fails.
+
+    given_pass: a class, whose options are drawn too, or a pass as it is. strategy: of modules, instead of
+    `language_models()` and `modules()` in turn. options: a strategy of options, or options that are always given.
+    seed: the same modules for the same seed. compile: also compile a result for the CPU, run it and compare logits.
+    shrink: look for a smaller module where one fails.
+
+    The pass runs as in a pipeline, after the passes that establish what it requires; see docs/testing-a-pass.md for
+    what is checked. A pass may refuse modules with UnsupportedError, but not nearly all of them.
+    """
+    search = _Search(examples)
+    found = strategy if strategy is not None else st.one_of(language_models(), modules(), language_models())
+    quiet = settings(
+        max_examples=examples, deadline=None, database=None, verbosity=Verbosity.quiet, print_blob=False,
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+    )  # fmt: skip
+    facts = chosen(2, lambda choices: (choices.seldom(2), choices.seldom(3)))
+    run = quiet(with_seed(seed)(given(found, _items(given_pass, options), facts)(search.try_example)))
+    with contextlib.suppress(_FoundError):
+        run()
+    if search.failure is not None:
+        raise describe_failure(search.failure, tried=search.tried, examples=examples, seed=seed) from None
+    if search.passed < _LEAST * search.tried:
+        raise ContractError(
+            f"pass {given_pass.name} refused {search.tried - search.passed} of {search.tried} modules, so that "
+            f"little was checked; the last time it said: {search.refusal}. Give check_pass a strategy of modules it "
+            "supports"
+        )
+
+
+def _items(
+    given_pass: type[Pass] | Pass, options: st.SearchStrategy[Mapping[str, Any]] | Mapping[str, Any] | None
+) -> st.SearchStrategy[Pass]:
+    if isinstance(given_pass, Pass):
+        return st.just(given_pass)
+    if isinstance(options, Mapping):
+        return st.builds(given_pass, **{name: st.just(value) for name, value in options.items()})
+    drawn = draw_options(given_pass) if options is None else options
+    return drawn.map(lambda values: given_pass(**values))
+
+
+class _FoundError(Exception):
+    """Tells hypothesis that an example fails."""
+
+
+@dataclass
+class _Search:
+    """Examples as hypothesis gives them. Each is looked at once: what was found is kept, a pass may keep state.
+
+    passed: examples that hold. failure: the last one that does not, which is the smallest when hypothesis ends.
+    """
+
+    examples: int
+    tried: int = 0
+    passed: int = 0
+    refusal: str = ""
+    failure: Failure | None = None
+    _seen: dict[str, Failure | None] = field(default_factory=dict)
+    _until: float = float("inf")
+
+    def try_example(self, module: Module, item: Pass, more: tuple[bool, bool]) -> None:
+        """Look at one example; raises _FoundError where it fails."""
+        key = f"{module}{kinds_of(module)}{describe_pass(item)}{more}"
+        if key not in self._seen:
+            if time.process_time() > self._until:
+                return
+            self._seen[key] = self._look(module, item, more)
+        failure = self._seen[key]
+        if failure is not None and (self.failure is None or failure.check == self.failure.check):
+            if self.failure is None:
+                self._until = time.process_time() + _SHRINK_SECONDS
+            self.failure = failure
+            raise _FoundError
+
+    def _look(self, module: Module, item: Pass, more: tuple[bool, bool]) -> Failure | None:
+        if self.failure is None:
+            self.tried += 1
+        try:
+            prepare(item, module, follow=more[0], decode=more[1])
+        except RefusalError as refused:
+            self.refusal = str(refused)
+            return None
+        after = module.copy()
+        try:
+            trial = Trial(item, module, after, run_pass(item, after))
+            for name, check in CHECKS.items():
+                if self.failure is None or name == self.failure.check:  # while it shrinks, only what fails
+                    check(trial)
+        except RefusalError as refused:
+            self.refusal = str(refused)
+            return None
+        except BrokenError as broken:
+            return Failure(broken.check, str(broken), item, broken.module or module)
+        self.passed += 1
+        return None
+

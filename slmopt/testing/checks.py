@@ -1,0 +1,203 @@
+"""What holds of every pass, one check each: they look at a trial and raise BrokenError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from slmopt.ir.graph import Graph, Module
+from slmopt.ir.text import parse_module
+from slmopt.ir.weights import QuantizedTensor
+from slmopt.pipeline import Exact
+from slmopt.testing.numbers import SIZES, all_finite, compare, compute, compute_step, is_decoding, perturbed
+from slmopt.testing.transformations import TRANSFORMATIONS, all_at_once, with_weights_reordered
+from slmopt.testing.trial import BrokenError, Trial, run_pass
+
+__all__ = ["CHECKS"]
+
+_STEP = 1e-4
+_SAME = 1e-6  # two results of a lossy pass on modules that say the same
+_BITS = 8.0  # how much more than a change of each weight's last bit an exact pass may change
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+def check_numbers(trial: Trial) -> None:
+    """Every graph gives what it gave, within the tolerance of an exact pass or the `loss_bound` of a lossy one."""
+    for name in trial.before.graphs:
+        if name != "step":
+            _compare_graph(trial, trial.after, name, "numbers", "")
+
+
+def _compare_graph(
+    trial: Trial, after: Module, name: str, check: str, aside: str, sizes: Sequence[int] = range(len(SIZES))
+) -> None:  # fmt: skip
+    for index in sizes:
+        size, expected = SIZES[index], trial.expected(name, index)
+        if not all_finite(expected):
+            continue
+        where = f"@{name} at {', '.join(f'{k}={v}' for k, v in size.items())}{aside}"
+        found = compute(after, name, size)
+        if not all_finite(found):
+            raise BrokenError(check, f"@{name} gives numbers that are not finite{aside}")
+        worst = compare(expected, found, where)
+        if worst.error > trial.tolerance and worst.error > _BITS * _sensitivity(trial, name, index):
+            raise BrokenError(check, f"{worst.where} differs by {worst.error:.3g} of its largest number; "
+                                f"{trial.tolerance:g} is allowed")  # fmt: skip
+
+
+def _sensitivity(trial: Trial, name: str, index: int) -> float:
+    """What storing the weights once more in float32 would change: no more can be asked of a pass."""
+    found = compute(trial.before, name, SIZES[index], perturbed(trial.before))
+    return compare(trial.expected(name, index), found, "").error
+
+
+def check_decoding(trial: Trial) -> None:
+    """@step gives what @forward gives, in whatever parts."""
+    if not is_decoding(trial.after):
+        return
+    for whole, parts in compute_step(trial.after):
+        if not all_finite([whole]):
+            return
+        error = compare([whole], [parts], "@step").error
+        if error > _STEP and error > _BITS * _sensitivity(trial, "forward", len(SIZES) - 1):
+            raise BrokenError("decoding", f"@step differs from @forward by {error:.3g} of the largest logit; "
+                                     f"{_STEP:g} is allowed")  # fmt: skip
+
+
+# --- the same again ----------------------------------------------------------------------------------------------
+def check_determinism(trial: Trial) -> None:
+    """A second run, on a copy whose weights come in another order, gives the same text, report and weights."""
+    again = with_weights_reordered(trial.before)
+    report = run_pass(trial.item, again)
+    if difference := _first_difference(str(trial.after), str(again)):
+        raise BrokenError("determinism", f"a second run gives other text: {difference}")
+    if dict(report) != dict(trial.report):
+        raise BrokenError("determinism", f"a second run reports {dict(report)}, the first {dict(trial.report)}")
+    for key in trial.after.weight_types():
+        if key not in trial.before.weights and not _identical(trial.after.weights.load(key), again.weights.load(key)):
+            raise BrokenError("determinism", f"weight @{key} is computed with other numbers in a second run")
+
+
+def check_idempotence(trial: Trial) -> None:
+    """A pass that claims it finds nothing in its own result."""
+    if not trial.item.idempotent:
+        return
+    again = trial.after.copy()
+    report = run_pass(trial.item, again)
+    if report:
+        difference = _first_difference(str(trial.after), str(again))
+        raise BrokenError("idempotence", f"it claims to be idempotent, but changes its own result: {dict(report)}; "
+                                    f"{difference}")  # fmt: skip
+
+
+def _first_difference(before: str, after: str) -> str:
+    pairs = zip(before.splitlines(), after.splitlines(), strict=False)
+    for first, second in pairs:
+        if first != second:
+            return f"{first.strip()!r}, then {second.strip()!r}"
+    return "" if before == after else "one text is longer"
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, QuantizedTensor):
+        return [part for part in (value.codes, value.scales, value.minimum) if part is not None]
+    return [value]
+
+
+def _identical(first: Any, second: Any) -> bool:
+    import torch
+
+    ours, theirs = _parts(first), _parts(second)
+    if [(part.dtype, part.shape) for part in ours] != [(part.dtype, part.shape) for part in theirs]:
+        return False
+    bits = ([part.contiguous().flatten().view(torch.uint8) for part in parts] for parts in (ours, theirs))
+    return all(torch.equal(a, b) for a, b in zip(*bits, strict=True))
+
+
+# --- weights and text --------------------------------------------------------------------------------------------
+def check_aliasing(trial: Trial) -> None:
+    """What was stored once is not stored twice: no two weights read are the same numbers, made of the same weight."""
+    before, after = set(trial.before.weight_types()), trial.after.weight_types()
+    made = [key for key in after if key not in before]
+    for key in made:
+        for other in after:
+            alike = other != key and after[other] == after[key] and _related(trial.after, key, other)
+            if alike and _identical(trial.after.weights.load(key), trial.after.weights.load(other)):
+                raise BrokenError("aliasing", f"weights @{key} and @{other} hold the same numbers, made of the same "
+                                              "weight: what was stored once is stored twice")  # fmt: skip
+
+
+def _related(module: Module, first: str, second: str) -> bool:
+    return bool(_origins(module, first) & _origins(module, second))
+
+
+def _origins(module: Module, key: str) -> set[str]:
+    inputs = module.weights.source(key).inputs
+    return {key}.union(*(_origins(module, name) for name in inputs))
+
+
+def check_places(trial: Trial) -> None:
+    """Where every op says where it came from, every op of the result does."""
+    for name, graph in trial.before.graphs.items():
+        if all(op.location for op in graph.walk()):
+            for op in trial.after.graph(name).walk():
+                if not op.location:
+                    raise BrokenError("places", f"@{name}: {op.describe()} has no location, as all ops had before: "
+                                                "give what is added the location of what it stands for")  # fmt: skip
+
+
+def check_text(trial: Trial) -> None:
+    """The result prints, and parses back to itself."""
+    text = str(trial.after)
+    parsed = parse_module(text)
+    if difference := _first_difference(text, str(parsed)):
+        raise BrokenError("text", f"the printed result does not parse back: {difference}")
+
+
+# --- the same, written otherwise ---------------------------------------------------------------------------------
+_OUTPUTS = "more outputs"  # not of lossy passes: which op gives an output may decide what they round
+
+
+def check_transformed(trial: Trial) -> None:
+    """Names of values, the order of ops, dead code and further outputs make no difference to what is computed."""
+    exact = isinstance(trial.item.contract, Exact)
+    but = () if exact else (_OUTPUTS,)
+    try:
+        _check_transformation(trial, lambda graph: all_at_once(graph, *but), "all of this")
+    except BrokenError as broken:
+        for name, transform in TRANSFORMATIONS.items():
+            if name not in but:
+                _check_transformation(trial, transform, name)
+        raise broken
+
+
+def _check_transformation(trial: Trial, transform: Callable[[Graph], Graph], name: str) -> None:
+    before = trial.before.copy()
+    # Not @step: it would be transformed otherwise than @forward, and is to be what is derived from that.
+    before.graphs = {key: transform(graph) for key, graph in before.graphs.items() if key != "step"}
+    after = before.copy()
+    try:
+        report = run_pass(trial.item, after)
+    except BrokenError as broken:
+        raise BrokenError("transformed", f"given {name}: {broken}", before) from broken
+    if isinstance(trial.item.contract, Exact):
+        other = Trial(trial.item, before, after, report)
+        for graph in before.graphs:
+            try:
+                _compare_graph(other, after, graph, "transformed", f", given {name}", sizes=(len(SIZES) - 1,))
+            except BrokenError as broken:
+                raise BrokenError(broken.check, str(broken), before) from broken
+        return
+    for graph in before.graphs:
+        expected, found = (compute(module, graph, SIZES[-1]) for module in (trial.after, after))
+        error = compare(expected, found, "").error
+        if all_finite(expected) and error > _SAME and error > _BITS * _sensitivity(trial, graph, len(SIZES) - 1):
+            raise BrokenError("transformed", f"given {name}, the result is another: @{graph} differs by {error:.3g}",
+                              before)  # fmt: skip
+
+
+CHECKS: Mapping[str, Callable[[Trial], None]] = {
+    "numbers": check_numbers, "decoding": check_decoding, "text": check_text, "places": check_places,
+    "aliasing": check_aliasing,
+    "determinism": check_determinism, "idempotence": check_idempotence, "transformed": check_transformed,
+}  # fmt: skip
