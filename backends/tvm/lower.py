@@ -14,11 +14,11 @@ from slmopt.backends.tvm.rows import Rows, joint_rows
 from slmopt.backends.tvm.views import Buffer, View, allocate_view, dense_view, element_bytes, token_axis
 from slmopt.backends.tvm.weight_table import WeightSlot, WeightTable
 from slmopt.errors import InputError, IRError, SlmError, UnsupportedError
-from slmopt.ir.dims import Dim, product
+from slmopt.ir.dims import Dim, product, symbol
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.ir.ops.shape import dims_of, slice_bounds
 from slmopt.ir.step import POSITION, TOKENS
-from slmopt.ir.types import DType
+from slmopt.ir.types import DType, TensorType
 
 __all__ = ["Argument", "Cache", "Call", "Lowering", "find_tail"]
 
@@ -83,6 +83,10 @@ class Lowering:
     # --- running -------------------------------------------------------------------------------------------------
     def run(self) -> None:
         """Lower every op; afterwards the logits lie in a buffer of space `logits`, and `problems` is complete."""
+        self.problems += _check_inputs(self.graph)
+        if self.problems:
+            return
+        self.problems += _check_logits(self.module, self.graph)
         ids = self.graph.inputs[0]
         self.views[ids] = View(Buffer("ids", "ids", 0), DType.i64, ids.shape, (0, 1))
         refused = dict(self.lowerings.expand(self.graph))
@@ -94,9 +98,13 @@ class Lowering:
                 self._lower(op)
             except (IRError, UnsupportedError) as error:
                 self._report(op, error)
-        if not self.problems:
+        if self.problems:
+            return
+        try:
             self._place_logits()
             self._place_states()
+        except (IRError, UnsupportedError) as error:
+            self.problems.append(str(error))
 
     def _lower(self, op: Op) -> None:
         primitive = op.name in INJECTIVE or op.name in REDUCTIONS
@@ -304,8 +312,6 @@ class Lowering:
 
     def _place_logits(self) -> None:
         output = self.graph.outputs[0]
-        if output.type.element != DType.f32 or output.type.rank != 3:
-            raise UnsupportedError(f"%{output.name} is returned as {output.type}; logits must be f32[b, s, vocab]")
         view = self.place(output)
         owners = [v for v, other in self.views.items() if other.buffer is view.buffer]
         plain = view.offset == 0 and view.buffer.space == "arena" and view.strides[1:] == (output.shape[2], 1)
@@ -314,6 +320,26 @@ class Lowering:
             view = self.place(self.copy(output))
             self.calls[-1].tail = True
         view.buffer.space = "logits"
+
+
+def _check_inputs(graph: Graph) -> list[str]:
+    """The runtime calls the graph with tokens and a position."""
+    wanted = [TensorType(DType.i64, (1, symbol(TOKENS))), TensorType(DType.i64, ())]
+    if [value.type for value in graph.inputs[:2]] == wanted:
+        return []
+    given = ", ".join(f"%{value.name}: {value.type}" for value in graph.inputs[:2])
+    return [f"@{graph.name} takes ({given}); the runtime gives token ids i64[1, t] and a position i64[]"]
+
+
+def _check_logits(module: Module, graph: Graph) -> list[str]:
+    """The runtime has room for a number for each token of the vocabulary."""
+    vocab = module.metadata.get("vocab")
+    if not graph.outputs or type(vocab) is not int:
+        return [f"@{graph.name} returns nothing, or the module's metadata does not say its `vocab`, a whole number"]
+    output, logits = graph.outputs[0], TensorType(DType.f32, (1, symbol(TOKENS), vocab))
+    if output.type == logits:
+        return []
+    return [f"@{graph.name} returns %{output.name}: {output.type}; a vocabulary of {vocab} tokens has logits {logits}"]
 
 
 def find_tail(graph: Graph) -> set[Value]:

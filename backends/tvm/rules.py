@@ -54,7 +54,9 @@ def _output(op: Op) -> str:
 
 def lower_embedding(lowering: Lowering, op: Op) -> None:
     """Rows of a packed table by ids."""
-    table, ids = required_weight(op, 1), op.value(0)
+    table, ids, vocab = required_weight(op, 1), op.value(0), lowering.module.metadata.get("vocab") or 0
+    if ids is lowering.graph.inputs[0] and known_size(table.type.shape[0], op) < vocab:
+        raise UnsupportedError(f"{op.describe()}: {table.type} has no row for some of the {vocab} tokens")
     source: View = lowering.place(ids)
     if source.buffer.space != "ids":
         source = lowering.place(lowering.copy(ids, "i32"))

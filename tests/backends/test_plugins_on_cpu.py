@@ -170,6 +170,31 @@ def test_one_unsupported_op_does_not_accuse_those_after_it() -> None:
     assert problem == "%g = glu (at layers.1): acme has no activation 'silu'"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"vocab": 40', '"vocab": 41', "%logits: f32[1, t, 40]; a vocabulary of 41 tokens has logits f32[1, t, 41]"),
+        (', "vocab": 40', "", "the module's metadata does not say its `vocab`, a whole number"),
+        ("%ids: i64[b, s]", "%ids: i64[b, s], %more: f32[b]", "; the runtime gives token ids i64[1, t] and a position"),
+    ],
+)  # fmt: skip
+def test_what_the_runtime_cannot_call_is_reported(old: str, new: str, message: str) -> None:
+    module = parse_module(TEXT.replace(old, new))
+    add_stand_ins(module, drawn=True)
+    Incrementalize().run(module, Context())
+    problems = CpuBackend(BUILTIN).supports(module, parse_target("cpu"))
+    assert any(message in problem for problem in problems), problems
+
+
+def test_a_table_has_a_row_for_every_token() -> None:
+    text = TEXT.replace("@table : f32[40, 32]) : f32[b, s, 32]", "@small : f32[39, 32]) : f32[b, s, 32]")
+    module = parse_module(text)
+    add_stand_ins(module, drawn=True)
+    Incrementalize().run(module, Context())
+    (problem,) = CpuBackend(BUILTIN).supports(module, parse_target("cpu"))
+    assert problem == "%x = embedding: f32[39, 32] has no row for some of the 40 tokens"
+
+
 # --- elementwise -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("isa", ["scalar", ISAS.detect().name])
 def test_an_elementwise_expression_is_a_kernel(isa: str, tmp_path: Path) -> None:
