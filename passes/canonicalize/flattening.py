@@ -70,7 +70,10 @@ def _fits(root: Op, merged: set[int]) -> bool:
         return False
     if root.name == "matmul":
         return others[0].type.rank == 2 if others else min(ranks) >= 3
-    return root.name == "linear" or all(o.type.rank < min(ranks) for o in others)
+    if root.name == "linear":  # a residual has the shape of the result
+        residual = root.operands[3] if len(root.operands) > 3 else None
+        return residual is None or id(residual) in merged
+    return all(o.type.rank < min(ranks) for o in others)
 
 
 _TOKEN_WISE = (*ELEMENTWISE, "linear", "rms_norm", "layer_norm")

@@ -269,6 +269,29 @@ def test_reshapes_around_token_wise_ops_cancel() -> None:
     assert check_rewrite(Canonicalize(), before, after) == {"flatten": 2, "reshape": 1}
 
 
+def test_a_residual_keeps_a_linear_in_the_shape_it_has() -> None:
+    """The residual of a linear has the shape of its result: what flattens one must flatten the other."""
+    kept = """
+        %f = reshape(%x) {shape = [b*s, 64]} : f32[b*s, 64]
+        %y = linear(%f, weight @up : f32[32, 64], _, %r) {activation = none, act = none} : f32[b*s, 32]
+        return %y
+    """
+    check_untouched(Canonicalize(), kept, "%x: f32[b, s, 64], %r: f32[b*s, 32]")
+    before = """
+        %f = reshape(%x) {shape = [b*s, 64]} : f32[b*s, 64]
+        %g = reshape(%r) {shape = [b*s, 32]} : f32[b*s, 32]
+        %y = linear(%f, weight @up : f32[32, 64], _, %g) : f32[b*s, 32]
+        %z = reshape(%y) {shape = [b, s, 32]} : f32[b, s, 32]
+        return %z
+    """
+    after = """
+        %y_2 = linear(%x, weight @up : f32[32, 64], _, %r) {activation = none, act = none} : f32[b, s, 32]
+        return %y_2
+    """
+    changes = check_rewrite(Canonicalize(), before, after, "%x: f32[b, s, 64], %r: f32[b, s, 32]")
+    assert changes == {"flatten": 1, "reshape": 2}
+
+
 def test_conditions_that_always_hold_go() -> None:
     before = """
         %p = arange() {start = 0, stop = s, element = "i64"} : i64[s]
