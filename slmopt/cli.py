@@ -1,7 +1,8 @@
-"""The command line: `slmopt COMMAND ...`. Exit codes: 0 success, 1 a failed check or budget, 2 wrong use.
+"""The command line: `slmopt COMMAND ...`.
 
-A command is a module of `slmopt.commands` with `add_arguments(parser)` and `run(arguments) -> int`. This file and what
-it imports for `--help` stay free of torch, tvm, transformers and numpy: a command imports what it needs when it runs.
+Exit codes: 0 success, 1 a failed check or budget, 2 wrong use, 3 a fault of slmopt or of a plugin. A command is a
+module of `slmopt.commands` with `add_arguments(parser)` and `run(arguments) -> int`. This file and what it imports for
+`--help` stay free of torch, tvm, transformers and numpy: a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _COMMANDS = {
 }
 _NO_PLUGINS = "switch off plugins of third parties"
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_FAULT = 3  # of slmopt itself or of a plugin
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -46,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="slmopt", description="A compiler for small language models.",
-        epilog="exit codes: 0 success, 1 failed check or budget, 2 wrong use",
+        epilog="exit codes: 0 success, 1 failed check or budget, 2 wrong use, 3 a fault of slmopt or of a plugin",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"slmopt {__version__}")
     parser.add_argument("--no-plugins", action="store_true", help=_NO_PLUGINS)
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = int(parsed.run(parsed))
         sys.stdout.flush()
     except SlmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", *_short_notes(error), sep="\n  ", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -78,7 +80,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains on its way out
         return _BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get("SLMOPT_TRACEBACK"):
+            raise
+        print(f"error: {_describe_fault(error)}", *_short_notes(error), sep="\n  ", file=sys.stderr)
+        return _FAULT
     return code
+
+
+def _short_notes(error: BaseException) -> list[str]:
+    """What was being done when an error came up, line by line; longer accounts are left out."""
+    return [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
+
+
+def _describe_fault(error: Exception) -> str:
+    """An error that nobody foresaw: a fault of slmopt or of a plugin, and where it is."""
+    import traceback
+
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"at {place.filename}:{place.lineno} in {place.name}"
+    how = "a fault of slmopt or of a plugin; SLMOPT_TRACEBACK=1 shows how it came about"
+    return f"{type(error).__name__}: {error}\n  {where}: {how}"
 
 
 @contextmanager

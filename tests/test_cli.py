@@ -151,6 +151,24 @@ def test_an_error_is_a_message_and_a_code_without_traceback(tmp_path: Path) -> N
     assert done.stderr == f"error: there is no artifact at {tmp_path / 'none'}: nothing is there\n"
 
 
+def test_a_fault_of_a_pass_is_a_message_that_names_the_pass_and_the_place(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from slmopt.passes.canonicalize.canonicalize import Canonicalize
+
+    def fail(*_: Any) -> None:
+        raise KeyError("absent")
+
+    monkeypatch.setattr(Canonicalize, "run", fail)
+    assert main(["opt", str(text_file), "-p", "canonicalize"]) == 3
+    message = capsys.readouterr().err
+    assert "error: KeyError: 'absent'\n  at " in message and "test_cli.py:" in message
+    assert "while running the pass canonicalize" in message and "Traceback" not in message
+    monkeypatch.setenv("SLMOPT_TRACEBACK", "1")
+    with pytest.raises(KeyError, match="absent"):
+        main(["opt", str(text_file), "-p", "canonicalize"])
+
+
 def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
