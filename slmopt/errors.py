@@ -29,7 +29,9 @@ class InputError(SlmError):
 
 
 class IRError(SlmError):
-    """The IR text does not parse, or a graph breaks one of the IR's rules."""
+    """The IR text does not parse, or a graph breaks one of the IR's rules. `op`: the op it is about, where one is."""
+
+    op: object = None
 
 
 class UnsupportedError(SlmError):

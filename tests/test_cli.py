@@ -310,10 +310,23 @@ def test_opt_says_what_is_wrong(
     assert message in _wrong(["opt", str(text_file), *passes], capsys, code)
 
 
-def test_text_that_does_not_parse_is_a_failed_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("module @m {\n  graph oops", "line 2, column 9: expected key, found 'oops'"),
+        ("module @m {\n graph @f(%x: f32[b]) {\n  %y = silu(%x) : f32[s]\n return } }", "line 3: graph @f, %y = silu"),
+        ("module @m {\n graph @f(%x: f32[b]) {\n\n  %y = add(%x) : f32[b]\n return } }", "line 4: graph @f, %y = add"),
+        ("\0", "line 1, column 1: unexpected character"),
+    ],
+)
+def test_wrong_text_is_wrong_use_with_its_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "bad.slm"
-    file.write_text("module @m {\n  graph oops")
-    assert f"{file}: line 2, column 9: expected key, found 'oops'" in _wrong(["opt", str(file)], capsys, 1)
+    file.write_text(text)
+    assert f"{file}: {message}" in _wrong(["opt", str(file)], capsys, 2)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert f"standard input: {message}" in _wrong(["opt", "-"], capsys, 2)
 
 
 def test_inspect_counts_ops_and_weights(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

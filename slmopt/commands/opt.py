@@ -43,12 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from slmopt.api import TEXT_TOKENS, optimize
     from slmopt.calibrate import read_text
-    from slmopt.ir.verify import verify
     from slmopt.stand_in import add_stand_ins
 
     text = None if arguments.text is None else read_text(arguments.text)
-    module = open_module(arguments.source)
-    verify(module)
+    module = open_module(arguments.source, verified=True)
     complete = all(key in module.weights for key in module.weight_types())
     add_stand_ins(module, drawn=arguments.check)
     printer = _Printer(arguments, module)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slmopt.errors import IRError
+from slmopt.errors import InputError, IRError
 
 if TYPE_CHECKING:
     from slmopt.ir.graph import Module
@@ -19,17 +19,49 @@ def is_artifact(source: str) -> bool:
     return (Path(source) / "manifest.json").is_file()
 
 
-def open_module(source: str) -> Module:
-    """The module behind a path; `-` is IR text on standard input. Of an artifact, its final IR, without weights."""
+def open_module(source: str, *, verified: bool = False) -> Module:
+    """The module behind a path; `-` is IR text on standard input. Of an artifact, its final IR, without weights.
+
+    With `verified`, IR text that breaks a rule of the IR is an InputError that gives the line, as one that does not
+    parse always is.
+    """
     if source == "-":
-        from slmopt.ir.text import parse_module
         from slmopt.plugins.discovery import registry
 
         registry().add_ops()
-        try:
-            return parse_module(sys.stdin.read())
-        except IRError as error:
-            raise IRError(f"standard input: {error}") from error
+        return _parse(_read_input(), "standard input", verified)
     from slmopt.api import load
 
-    return load(str(Path(source) / "module.slm") if is_artifact(source) else source)
+    place = str(Path(source) / "module.slm") if is_artifact(source) else source
+    module = load(place)
+    if verified:
+        _check(module, place)
+    return module
+
+
+def _parse(text: str, place: str, verified: bool) -> Module:
+    from slmopt.ir.text import parse_module, read_module
+
+    try:
+        return read_module(text) if verified else parse_module(text)
+    except IRError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _check(module: Module, place: str) -> None:
+    from slmopt.calibrate import read_text
+    from slmopt.ir.verify import verify
+
+    try:
+        verify(module)
+    except IRError:
+        if place.endswith(".slm"):
+            _parse(read_text(place), place, verified=True)  # which says in what line
+        raise
+
+
+def _read_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text: {error}") from error

@@ -54,7 +54,7 @@ class IRText:
         try:
             module = parse_module(text)
         except IRError as error:
-            raise IRError(f"{source}: {error}") from error
+            raise InputError(f"{source}: {error}") from error
         if (stored := weights_file(source)).is_file():
             add_stored_weights(module, stored)
         return module

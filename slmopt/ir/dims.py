@@ -154,12 +154,12 @@ def parse_dim(text: str) -> Dim:
     tokens = re.findall(r"[0-9]+|[A-Za-z_][A-Za-z_0-9]*|\S", text)
     total: Dim = 0
     sign, factor, expect = 1, None, True
-    for token in [*tokens, "+"]:
+    for index, token in enumerate([*tokens, "+"]):
         if token in "+-" and not expect:
             total = total + (factor if factor is not None else 0) * sign
             sign, factor, expect = (1 if token == "+" else -1), None, True
-        elif token == "-" and factor is None:
-            sign = -sign
+        elif token == "-" and index == 0:
+            sign = -1
         elif token == "*" and not expect:
             expect = True
         elif expect and (token.isdigit() or _NAME.fullmatch(token)):

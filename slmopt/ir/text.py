@@ -13,7 +13,7 @@ from slmopt.ir.dims import Dim, SymbolicDim, parse_dim
 from slmopt.ir.graph import Attribute, Graph, Module, Op, Operand, Value, Weight
 from slmopt.ir.types import TensorType, parse_element
 
-__all__ = ["parse_module", "print_graph", "print_module", "print_op", "write_attribute"]
+__all__ = ["parse_module", "print_graph", "print_module", "print_op", "read_module", "write_attribute"]
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][\w.]*\Z")
 
@@ -91,6 +91,8 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.text, self.tokens, self.at = text, [], 0
+        self.lines: dict[int, int] = {}  # of each op, by its id
+        self._line, self._counted = 1, 0
         place = 0
         while place < len(text):
             match = _TOKEN.match(text, place)
@@ -128,8 +130,10 @@ class _Reader:
         return token
 
     def line(self) -> int:
-        """The line of the next token, from 1 on."""
-        return self.text.count("\n", 0, self.tokens[self.at][2]) + 1
+        """The line of the next token, from 1 on; asked for tokens in order."""
+        place = self.tokens[self.at][2]
+        self._line, self._counted = self._line + self.text.count("\n", self._counted, place), place
+        return self._line
 
     def accept(self, token: str) -> bool:
         if self.token == token and self.kind != "string":
@@ -236,7 +240,7 @@ def _read_names(reader: _Reader, values: dict[str, Value]) -> list[str]:
 
 
 def _read_op(reader: _Reader, graph: Graph, values: dict[str, Value]) -> None:
-    start = reader.at
+    start, line = reader.at, reader.line()
     names = _read_names(reader, values)
     reader.take("=")
     op_name = reader.take(kind="name")
@@ -271,6 +275,7 @@ def _read_op(reader: _Reader, graph: Graph, values: dict[str, Value]) -> None:
     except IRError as error:
         reader.at = start
         raise reader.error(str(error)) from error
+    reader.lines[id(op)] = line
     values.update({value.name: value for value in op.results})
 
 
@@ -346,7 +351,24 @@ def parse_module(text: str) -> Module:
         name      = letter or "_", then letters, digits, "_"
         object, string                                                as JSON has them
     """
+    return _read_module(_Reader(text))
+
+
+def read_module(text: str) -> Module:
+    """Parse a module and verify it; IRError begins with the line of what is wrong, also where the text parses."""
+    from slmopt.ir.verify import verify
+
     reader = _Reader(text)
+    module = _read_module(reader)
+    try:
+        verify(module)
+    except IRError as error:
+        line = reader.lines.get(id(error.op), 1)
+        raise IRError(f"line {line}: {error}") from error
+    return module
+
+
+def _read_module(reader: _Reader) -> Module:
     reader.take("module")
     name = _read_key(reader)
     reader.take("{")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from slmopt.errors import IRError
 from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols
@@ -26,7 +27,7 @@ def verify(module: Module, *, weights: bool = False) -> None:
     _verify_weights(module, weights)
     try:
         same = json.loads(json.dumps(module.metadata, allow_nan=False)) == module.metadata
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise IRError(f"module @{module.name}: metadata is not JSON: {error}") from error
     if not same:
         raise IRError(f"module @{module.name}: metadata does not survive JSON: use lists, and texts as keys")
@@ -41,16 +42,31 @@ def verify_graph(graph: Graph) -> None:
             raise IRError(f"graph @{graph.name}: input %{value.name} is the result of {value.op.describe()}")
         _define(graph, value, defined, names, "an input")
     for op in graph.walk():
-        _verify_operands(graph, op, defined)
-        _verify_attributes(graph, op)
-        _verify_types(graph, op)
-        for index, value in enumerate(op.results):
-            if value.op is not op or value.index != index:
-                raise IRError(f"{_place(graph, op)}: %{value.name} does not know that it is result {index} of this op")
-            _define(graph, value, defined, names, op.describe())
+        with _about(op):
+            _verify_op(graph, op, defined, names)
     _verify_outputs(graph, defined)
     _verify_uses(graph)
     _verify_sizes(graph)
+
+
+@contextmanager
+def _about(op: Op) -> Iterator[None]:
+    """An error in the block is about `op`."""
+    try:
+        yield
+    except IRError as error:
+        error.op = op
+        raise
+
+
+def _verify_op(graph: Graph, op: Op, defined: set[int], names: dict[str, str]) -> None:
+    _verify_operands(graph, op, defined)
+    _verify_attributes(graph, op)
+    _verify_types(graph, op)
+    for index, value in enumerate(op.results):
+        if value.op is not op or value.index != index:
+            raise IRError(f"{_place(graph, op)}: %{value.name} does not know that it is result {index} of this op")
+        _define(graph, value, defined, names, op.describe())
 
 
 def _place(graph: Graph, op: Op) -> str:
@@ -123,10 +139,11 @@ def _verify_sizes(graph: Graph) -> None:
     for op in graph.walk():
         for dim in (*_dims(tuple(op.attributes.values())), *(dim for value in op.results for dim in value.shape)):
             for name in sorted(dim_symbols(dim) - known):
-                raise IRError(
-                    f"{_place(graph, op)}: the size {name!r} is in no input's shape; "
-                    f"sizes of inputs are {', '.join(sorted(known)) or 'numbers'}"
-                )
+                with _about(op):
+                    raise IRError(
+                        f"{_place(graph, op)}: the size {name!r} is in no input's shape; "
+                        f"sizes of inputs are {', '.join(sorted(known)) or 'numbers'}"
+                    )
 
 
 def _dims(value: Attribute) -> Iterator[Dim]:
@@ -179,17 +196,13 @@ def _verify_weights(module: Module, required: bool) -> None:
         for op in graph.walk():
             for operand in op.operands:
                 if isinstance(operand, Weight):
-                    place = _place(graph, op)
-                    _verify_weight(module, operand, place, required)
-                    first, where = named.setdefault(operand.key, (operand, place))
-                    if first.type != operand.type:
-                        raise IRError(
-                            f"weight @{operand.key} is {first.type} in {where}, but {operand.type} in {place}: "
-                            "a key has one type"
-                        )
+                    with _about(op):
+                        _verify_weight(module, operand, _place(graph, op), named, required)
 
 
-def _verify_weight(module: Module, weight: Weight, place: str, required: bool) -> None:
+def _verify_weight(
+    module: Module, weight: Weight, place: str, named: dict[str, tuple[Weight, str]], required: bool
+) -> None:
     if weight.key in module.weights:
         if module.weights.type(weight.key) != weight.type:
             raise IRError(
@@ -198,3 +211,8 @@ def _verify_weight(module: Module, weight: Weight, place: str, required: bool) -
             )
     elif required:
         raise IRError(f"{place}: weight @{weight.key} is not in the store; add or derive it before naming it")
+    first, where = named.setdefault(weight.key, (weight, place))
+    if first.type != weight.type:
+        raise IRError(
+            f"weight @{weight.key} is {first.type} in {where}, but {weight.type} in {place}: a key has one type"
+        )

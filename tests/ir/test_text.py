@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import random
+import re
+import time
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import slmopt
 from slmopt.errors import IRError
 from slmopt.ir.graph import Module
-from slmopt.ir.text import parse_module
+from slmopt.ir.manual import example_module
+from slmopt.ir.ops import registry
+from slmopt.ir.text import parse_module, read_module
 from slmopt.ir.verify import verify
 from slmopt.testing import modules
+from tests.ir.mutations import mutate
+from tests.stories import MODEL, needs_stories
 
 TEXT = """module @toy {
   metadata {"bos_token_id": 1, "name": "a \\"toy\\"", "nested": [1, {"x": null}]}
@@ -50,38 +58,72 @@ def test_print_and_parse_are_inverse(module: Module) -> None:
     verify(parsed)
 
 
-def _mutated(generator: random.Random) -> str:
-    """TEXT with one to three edits: bytes dropped, doubled, swapped for others, or parts of it moved about."""
-    text = TEXT
-    for _ in range(generator.randint(1, 3)):
-        place = generator.randrange(len(text))
-        end = min(len(text), place + generator.randint(1, 12))
-        kind = generator.randrange(4)
-        if kind == 0:
-            text = text[:place] + text[end:]
-        elif kind == 1:
-            text = text[:end] + text[place:]
-        elif kind == 2:
-            text = text[:place] + generator.choice('{}[]()%@"\\,:=+-*._0x9 \n\0é') + text[place + 1 :]
-        else:
-            other = generator.randrange(len(text))
-            text = text[:place] + text[other : other + 10] + text[end:]
-    return text
+_NAMES = tuple(spec.name for spec in registry)
+_SECONDS = 5.0  # for one text, on a machine that is busy; a hundredth of a second is usual
 
 
-def test_a_thousand_mutated_texts_parse_or_raise_an_ir_error() -> None:
-    generator = random.Random(7)
-    refused = 0
-    for _ in range(1000):
-        text = _mutated(generator)
+def _refuses(text: str) -> bool:
+    """Whether a text is refused, by the parser or the verifier, and in bounded time; what is not prints and parses."""
+    start = time.process_time()
+    try:
+        module = parse_module(text)
+    except IRError as error:
+        assert re.match(r"line \d+, column \d+: ", str(error)) and len(str(error)) < 1500
+        found = True
+    else:
+        assert str(parse_module(str(module))) == str(module)
         try:
-            module = parse_module(text)
+            verify(module)
         except IRError as error:
-            refused += 1
-            assert str(error).startswith("line ")
+            found = True
+            with pytest.raises(IRError, match=rf"line \d+: {re.escape(str(error))}"):
+                read_module(text)
         else:
-            assert parse_module(str(module)) == module
-    assert refused > 500
+            found = False
+    assert time.process_time() - start < _SECONDS
+    return found
+
+
+def test_ten_thousand_mutated_texts_are_refused_or_right() -> None:
+    """9,200 made from an example of each op and from TEXT, whose edits reach every rule of every op."""
+    generator = random.Random(7)
+    texts = [TEXT, *(str(example_module(spec)) for spec in registry)]
+    refused = sum(_refuses(mutate(generator.choice(texts), generator, _NAMES)) for _ in range(9200))
+    assert 6000 < refused < 9200
+
+
+@settings(max_examples=700, deadline=None)
+@given(modules(executable=False), st.integers(0, 2**32))
+def test_mutated_random_modules_are_refused_or_right(module: Module, seed: int) -> None:
+    _refuses(mutate(str(module), random.Random(seed), _NAMES))
+
+
+@needs_stories
+def test_mutated_models_are_refused_or_right() -> None:
+    generator = random.Random(11)
+    module = slmopt.load(MODEL)
+    texts = [str(module), str(slmopt.optimize(module, "w4", verify=False))]
+    assert sum(_refuses(mutate(generator.choice(texts), generator, _NAMES)) for _ in range(150)) > 50
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "module @m { metadata " + '{"a": ' * 100_000,
+        "module @m { graph @f(%x: f32[" + "b*" * 100_000 + "b]) { return %x } }",
+        "module @m { graph @f(%x: f32[" + "b + s, " * 5000 + "1]) { %y = reshape(%x) {shape = []} : f32[] return } }",
+        "module @m { graph @f(%x: f32[" + "-" * 100_000 + "1]) { return %x } }",
+        "module @m { graph @f(%x: f32[b]) { %y = silu(%x) {a = " + "[" * 100_000,
+        "module @m { graph @f(%x: f32[b]) { " + ", ".join(f"%y{i}" for i in range(50_000)) + " = silu(%x) : f32[b]",
+        "module @m { graph @f(" + ", ".join(f"%x{i}: f32[b]" for i in range(20_000)) + ") { return %x",
+        'module @m { graph @f(%x: f32[b]) { %y = silu(%x) : f32[b] loc("' + "a" * 1_000_000,
+        "//" + "a" * 1_000_000,
+        '"' * 100_001,
+    ],
+    ids=["metadata", "product", "sums", "signs", "lists", "results", "inputs", "string", "comment", "quotes"],
+)
+def test_long_and_deep_texts_are_refused_in_time(text: str) -> None:
+    assert _refuses(text)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +140,11 @@ def test_a_thousand_mutated_texts_parse_or_raise_an_ir_error() -> None:
         ("module @m { graph @f(state %x: f32[b], %y: f32[b]) { return } }", "states come last"),
         ("module @m { metadata [1] }", "expected a JSON object"),
         ("module @m {} trailing", "expected end"),
+        ("module @m { graph @f(%x: f32[99999999999999999999]) { return %x } }", "does not fit into 64 bits"),
+        ("module @m { graph @f(%x: f32[nan]) { return %x } }", "'nan' is no name for a dimension"),
+        ("module @m { graph @f(%1: f32[b]) { return %1 } }", "a value's name begins with a letter or an underscore"),
+        ("module @m { graph @f(%x, %y: f32[b]) { return %x } }", "expected :, found ','"),
+        ("module @m { graph @f(%x: f32[b]) { %y, %y = silu(%x) : f32[b] return } }", "already defined"),
     ],
 )
 def test_messages_say_where_and_what(text: str, message: str) -> None:

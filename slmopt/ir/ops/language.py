@@ -116,6 +116,8 @@ def _linear_flops(op: Op) -> Dim:
 
 def _norm(op: Op) -> TensorType:
     x = _float(operand_type(op.operands[0]), "x")
+    if not x.rank:
+        raise IRError(f"x must have an axis, got {x}")
     for operand in op.operands[1:]:
         if operand is not None and operand_type(operand).shape != (x.shape[-1],):
             raise IRError(f"weight and bias must have shape [{x.shape[-1]}], got {operand_type(operand)}")
@@ -141,6 +143,8 @@ def _last_mixes(op: Op, symbol: str) -> bool:
 
 def _rope(op: Op) -> TensorType:
     x, cos, sin = (_float(operand_type(o), "x, cos and sin") for o in op.operands)
+    if not x.rank or not cos.rank:
+        raise IRError(f"x, cos and sin must have an axis, got {x}, {cos} and {sin}")
     width, rotary = x.shape[-1], cos.shape[-1]
     if cos != sin or not isinstance(width, int) or not isinstance(rotary, int) or rotary % 2 or rotary > width:
         raise IRError(f"cos and sin must be alike, with an even last axis not above {width}, got {cos} and {sin}")

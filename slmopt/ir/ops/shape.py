@@ -69,9 +69,10 @@ def _reshape(op: Op) -> TensorType:
 
 def _permute(op: Op) -> TensorType:
     found, axes = operand_type(op.operands[0]), op.attributes["axes"]
-    if not isinstance(axes, tuple) or sorted(axes) != list(range(found.rank)):  # type: ignore[type-var]
+    numbers = [axis for axis in axes if isinstance(axis, int)] if isinstance(axes, tuple) else []
+    if not isinstance(axes, tuple) or len(numbers) != len(axes) or sorted(numbers) != list(range(found.rank)):
         raise IRError(f"axes {axes!r} is no permutation of the {found.rank} axes of {found}")
-    return found.with_shape(*(found.shape[axis] for axis in axes))  # type: ignore[index]
+    return found.with_shape(*(found.shape[axis] for axis in numbers))
 
 
 def _expand(op: Op) -> TensorType:
