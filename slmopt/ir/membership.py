@@ -33,7 +33,7 @@ def check_operand(graph: Graph, operand: Operand, reader: str) -> None:
         if not any(value is operand for value in graph.inputs):
             raise IRError(f"{reader} cannot read %{operand.name}: it is an input of another graph than @{graph.name}")
     elif made_by.graph is None:
-        raise IRError(f"{reader} cannot read %{operand.name}: {made_by.describe()} was erased")
+        raise IRError(f"{reader} cannot read %{operand.name}: {made_by.describe()} was erased; read what replaced it")
     elif made_by.graph is not graph:
         raise IRError(f"{reader} cannot read %{operand.name}: it is a value of {_other(made_by.graph, graph)}")
 
