@@ -137,3 +137,17 @@ def test_gradients_reach_given_parameters() -> None:
     loss = interpreter.forward(module, IDS, {"table": table}).logsumexp(-1).mean()
     (gradient,) = torch.autograd.grad(loss, [table])
     assert float(gradient.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("name", ["sum", "cumsum"])
+def test_sums_of_integers_keep_their_type(name: str) -> None:
+    attributes = "axis = 1, keep = true" if name == "sum" else "axis = 1"
+    shape = "b, 1" if name == "sum" else "b, 3"
+    text = f"""module @m {{
+  graph @forward(%x: i32[b, 3]) {{
+    %y = {name}(%x) {{{attributes}}} : i32[{shape}]
+    return %y
+  }}
+}}"""
+    (found,) = interpreter.run(parse_module(text), "forward", [torch.tensor([[1, 2, 3]], dtype=torch.int32)])
+    assert found.dtype == torch.int32 and found.tolist() == [[6] if name == "sum" else [1, 3, 6]]

@@ -61,15 +61,15 @@ _AXIS = {"axis": Required(int)}
 
 def _reference_reduce(name: str) -> Any:
     def reference(op: Op, x: Any) -> Any:
-        return getattr(x, name)(_axis(op), bool(op.attributes["keep"]))
+        found = getattr(x, name)(_axis(op), bool(op.attributes["keep"]))
+        return found.to(x.dtype)  # torch sums small integers in i64
 
     return reference
 
 
 _REDUCED = (
     " `axis` may be negative: counted from the end. With `keep` the axis stays, of size 1; else it goes. The result "
-    "has "
-    "the element type of x."
+    "has the element type of x."
 )
 _ALONG = " `axis` may be negative: counted from the end. The result has the type of x."
 
@@ -91,7 +91,7 @@ SPECS: tuple[OpSpec, ...] = (
            mixes=_mixes_axis,
            meaning="exp(x - m) / sum(exp(x - m)), m the maximum along `axis`; x is real. All -inf gives NaN." + _ALONG,
            example="%x: f32[b, 4, s, s] -> softmax(%x) {axis = 3} : f32[b, 4, s, s]"),
-    OpSpec("cumsum", ("x",), _same, lambda op, x: x.cumsum(_axis(op)), "running sum along an axis", _AXIS,
+    OpSpec("cumsum", ("x",), _same, lambda op, x: x.cumsum(_axis(op)).to(x.dtype), "running sum along an axis", _AXIS,
            mixes=_mixes_axis, meaning="Element i is the sum of the elements 0 to i along `axis`." + _ALONG,
            example="%x: f32[b, s] -> cumsum(%x) {axis = 1} : f32[b, s]"),
     OpSpec("matmul", ("a", "b"), _matmul, lambda op, a, b: a.matmul(b),
