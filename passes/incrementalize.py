@@ -97,7 +97,7 @@ def _apply_rule(builder: StepBuilder, op: Op, operands: tuple[Operand, ...]) -> 
 def _check_symbols(forward: Graph, sequence: str) -> None:
     """The names that @step brings in are free, and there is a sequence to step along."""
     if forward.states:
-        raise IRError(f"graph @{forward.name} has states already: @step is derived from a graph without")
+        raise UnsupportedError(f"graph @{forward.name} has states already: @step is derived from a graph without")
     used = {
         name for value in forward.values() for dim in value.shape if isinstance(dim, SymbolicDim)
         for name in dim_symbols(dim)

@@ -18,6 +18,7 @@ from slmopt.options import describe_pass
 from slmopt.pipeline import Pass
 from slmopt.testing.checks import CHECKS
 from slmopt.testing.choices import chosen
+from slmopt.testing.compiled import Candidates, check_compiled
 from slmopt.testing.failures import Failure, describe_failure
 from slmopt.testing.language_models import language_models
 from slmopt.testing.modules import modules
@@ -34,14 +35,14 @@ _LEAST = 0.1  # the share of examples that a pass must not refuse
 def check_pass(
     given_pass: type[Pass] | Pass, *, examples: int = 50, seed: int = 0,
     strategy: st.SearchStrategy[Module] | None = None,
-    options: st.SearchStrategy[Mapping[str, Any]] | Mapping[str, Any] | None = None, compile: bool = True,
+    options: st.SearchStrategy[Mapping[str, Any]] | Mapping[str, Any] | None = None, compile: int = 1,
     shrink: bool = True,
 ) -> None:  # fmt: skip
     """Prove a pass on `examples` random modules; ConformanceError shows the smallest module on which it fails.
 
     given_pass: a class, whose options are drawn too, or a pass as it is. strategy: of modules, instead of
     `language_models()` and `modules()` in turn. options: a strategy of options, or options that are always given.
-    seed: the same modules for the same seed. compile: also compile a result for the CPU, run it and compare logits.
+    seed: the same modules for the same seed. compile: so many results are compiled for the CPU, run and compared.
     shrink: look for a smaller module where one fails.
 
     The pass runs as in a pipeline, after the passes that establish what it requires; see docs/testing-a-pass.md for
@@ -58,6 +59,8 @@ def check_pass(
     run = quiet(with_seed(seed)(given(found, _items(given_pass, options), facts)(search.try_example)))
     with contextlib.suppress(_FoundError):
         run()
+    if search.failure is None and compile:
+        search.failure = check_compiled(search.candidates, compile)
     if search.failure is not None:
         raise describe_failure(search.failure, tried=search.tried, examples=examples, seed=seed) from None
     if search.passed < _LEAST * search.tried:
@@ -87,7 +90,8 @@ class _FoundError(Exception):
 class _Search:
     """Examples as hypothesis gives them. Each is looked at once: what was found is kept, a pass may keep state.
 
-    passed: examples that hold. failure: the last one that does not, which is the smallest when hypothesis ends.
+    passed: examples that hold. candidates: those of them that may be compiled. failure: the last one that does not
+    hold, which is the smallest when hypothesis ends.
     """
 
     examples: int
@@ -95,6 +99,7 @@ class _Search:
     passed: int = 0
     refusal: str = ""
     failure: Failure | None = None
+    candidates: Candidates = field(default_factory=Candidates)
     _seen: dict[str, Failure | None] = field(default_factory=dict)
     _until: float = float("inf")
 
@@ -132,5 +137,6 @@ class _Search:
         except BrokenError as broken:
             return Failure(broken.check, str(broken), item, broken.module or module)
         self.passed += 1
+        self.candidates.offer(item, module)
         return None
 

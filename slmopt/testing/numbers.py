@@ -63,11 +63,12 @@ def _rows(module: Module, value: Value) -> int:
 
 
 def is_decoding(module: Module) -> bool:
-    """Whether @step takes (ids, position, states ...) and goes through the positions of @forward."""
+    """Whether @step takes (ids, position, states ...) and gives one output, as @forward does."""
     if not {"forward", "step"} <= module.graphs.keys():
         return False
     step = module.graph("step")
-    return len(step.inputs) == 2 + step.states and step.inputs[1].type.rank == 0
+    one = len(step.outputs) == 1 + step.states and len(module.graph("forward").inputs) == 1
+    return one and len(step.inputs) == 2 + step.states and step.inputs[1].type.rank == 0
 
 
 def compute_step(module: Module) -> list[tuple[torch.Tensor, torch.Tensor]]:

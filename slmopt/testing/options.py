@@ -24,8 +24,8 @@ _TEXTS = ("", "layers", r"\.1\.", "none", "a b")
 
 
 def options(given_pass: type[Pass]) -> st.SearchStrategy[Mapping[str, Any]]:
-    """Options that the pass accepts, {} first: values of Literal fields, both booleans, and for numbers and texts the
-    default and whatever else the pass does not reject when it is made.
+    """Options that the pass accepts, {} first: the choices of a field, both booleans, numbers within its limits, texts;
+    whatever the pass rejects when it is made is left out.
     """
     list_options(given_pass)  # says what is wrong where it is no dataclass
     fields = [field for field in dataclasses.fields(given_pass) if field.init]  # type: ignore[arg-type]
@@ -49,24 +49,37 @@ def _candidates(field: dataclasses.Field[Any], hint: Any, choices: Choices) -> l
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     if not required and choices.pick(True, False):
         return []
-    known = _values(hint)
+    known = _values(hint, field.metadata.get("limits", {}))
     found = [known[choices.below(len(known))] for _ in range(_TRIES - 1)] if known else []
     return found + known if required else found
 
 
-def _values(hint: Any) -> list[Any]:
+def _values(hint: Any, limits: Mapping[str, Any]) -> list[Any]:
+    """Values of a type, some of which the limits of a field may exclude."""
     origin = typing.get_origin(hint)
+    if "choices" in limits and origin is not tuple:
+        return list(limits["choices"])
     if origin is typing.Literal:
         return list(typing.get_args(hint))
     if origin in (types.UnionType, typing.Union):
-        return [value for one in typing.get_args(hint) for value in _values(one)]
+        return [value for one in typing.get_args(hint) for value in _values(one, limits)]
     if origin is tuple:
-        inner = _values(typing.get_args(hint)[0])
+        inner = _values(typing.get_args(hint)[0], limits)
         return [(), *((value,) for value in inner)]
     named: dict[Any, list[Any]] = {
         bool: [True, False], int: list(_COUNTS), float: list(_NUMBERS), str: list(_TEXTS), type(None): [None],
     }  # fmt: skip
-    return named.get(hint, [])
+    found = named.get(hint, [])
+    return [*_within(hint, limits), *found] if limits and hint in (int, float) else found
+
+
+def _within(kind: type, limits: Mapping[str, Any]) -> list[Any]:
+    """The ends of a range, and what lies a step or two inside of them."""
+    step = limits.get("multiple_of") or 1
+    ends = [limits["minimum"] + i * step for i in range(3)] if limits.get("minimum") is not None else []
+    ends += [limits["maximum"] - i * step for i in range(3)] if limits.get("maximum") is not None else []
+    ends += [] if ends else [step, 2 * step]
+    return [kind(value) for value in ends]
 
 
 def _accepts(given_pass: type[Pass], values: Mapping[str, Any]) -> bool:
