@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
@@ -16,19 +17,20 @@ from slmopt.errors import ContractError
 from slmopt.ir.graph import Module
 from slmopt.options import describe_pass
 from slmopt.pipeline import Pass
-from slmopt.testing.checks import CHECKS
-from slmopt.testing.choices import chosen
+from slmopt.testing.checks import CHECKS, find_transformation
 from slmopt.testing.compiled import Candidates, check_compiled
 from slmopt.testing.failures import Failure, describe_failure
 from slmopt.testing.language_models import language_models
 from slmopt.testing.modules import modules
 from slmopt.testing.options import options as draw_options
+from slmopt.testing.reduce import reduce
 from slmopt.testing.trial import BrokenError, RefusalError, Trial, prepare, run_pass
 from slmopt.testing.weights import kinds_of
 
 __all__ = ["check_pass"]
 
-_SHRINK_SECONDS = 15.0
+_SHRINK_SECONDS = 3.0
+_REDUCE_SECONDS = 10.0
 _LEAST = 0.1  # the share of examples that a pass must not refuse
 
 
@@ -48,27 +50,41 @@ def check_pass(
     The pass runs as in a pipeline, after the passes that establish what it requires; see docs/testing-a-pass.md for
     what is checked. A pass may refuse modules with UnsupportedError, but not nearly all of them.
     """
-    search = _Search(examples)
+    search = _Search()
     found = strategy if strategy is not None else st.one_of(language_models(), modules(), language_models())
     quiet = settings(
         max_examples=examples, deadline=None, database=None, verbosity=Verbosity.quiet, print_blob=False,
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
     )  # fmt: skip
-    facts = chosen(2, lambda choices: (choices.seldom(2), choices.seldom(3)))
-    run = quiet(with_seed(seed)(given(found, _items(given_pass, options), facts)(search.try_example)))
+    run = quiet(with_seed(seed)(given(found, _items(given_pass, options))(search.try_example)))
     with contextlib.suppress(_FoundError):
         run()
-    if search.failure is None and compile:
-        search.failure = check_compiled(search.candidates, compile)
-    if search.failure is not None:
-        raise describe_failure(search.failure, tried=search.tried, examples=examples, seed=seed) from None
+    failure = search.failure
+    if failure is not None and shrink:
+        failure = search.reduced(_explained(failure))
+    if failure is None and compile:
+        failure = check_compiled(search.candidates, compile)
+    if failure is not None:
+        raise describe_failure(failure, tried=search.tried, examples=examples, seed=seed) from None
     if search.passed < _LEAST * search.tried:
         raise ContractError(
             f"pass {given_pass.name} refused {search.tried - search.passed} of {search.tried} modules, so that "
             f"little was checked; the last time it said: {search.refusal}. Give check_pass a strategy of modules it "
             "supports"
         )
+
+
+def _explained(failure: Failure) -> Failure:
+    """A failure of the check that does much at once, with the part of it that makes the difference."""
+    if failure.check != "transformed":
+        return failure
+    after = failure.module.copy()
+    trial = Trial(failure.item, failure.module, after, run_pass(failure.item, after))
+    broken = find_transformation(trial)
+    if broken is None or broken.module is None:
+        return failure
+    return replace(failure, detail=str(broken), shown=broken.module)
 
 
 def _items(
@@ -90,11 +106,10 @@ class _FoundError(Exception):
 class _Search:
     """Examples as hypothesis gives them. Each is looked at once: what was found is kept, a pass may keep state.
 
-    passed: examples that hold. candidates: those of them that may be compiled. failure: the last one that does not
-    hold, which is the smallest when hypothesis ends.
+    tried: examples until the first that fails; passed: those that hold. candidates: those of them that may be compiled.
+    failure: the last one that does not hold, which is the smallest when hypothesis ends.
     """
 
-    examples: int
     tried: int = 0
     passed: int = 0
     refusal: str = ""
@@ -103,40 +118,63 @@ class _Search:
     _seen: dict[str, Failure | None] = field(default_factory=dict)
     _until: float = float("inf")
 
-    def try_example(self, module: Module, item: Pass, more: tuple[bool, bool]) -> None:
+    def try_example(self, module: Module, item: Pass) -> None:
         """Look at one example; raises _FoundError where it fails."""
-        key = f"{module}{kinds_of(module)}{describe_pass(item)}{more}"
+        key = f"{module}{kinds_of(module)}{describe_pass(item)}"
         if key not in self._seen:
             if time.process_time() > self._until:
                 return
-            self._seen[key] = self._look(module, item, more)
+            self._seen[key] = self._look_as_drawn(module, item)
         failure = self._seen[key]
-        if failure is not None and (self.failure is None or failure.check == self.failure.check):
-            if self.failure is None:
-                self._until = time.process_time() + _SHRINK_SECONDS
-            self.failure = failure
-            raise _FoundError
+        if failure is None:
+            return
+        if self.failure is None:
+            self._until = time.process_time() + _SHRINK_SECONDS
+        self.failure = failure
+        raise _FoundError
 
-    def _look(self, module: Module, item: Pass, more: tuple[bool, bool]) -> Failure | None:
+    def reduced(self, failure: Failure) -> Failure:
+        """The failure on a smaller module than hypothesis found."""
+        only, start = self._checks(failure), failure
+        if failure.shown is not None:  # what the transformation made of it fails without being transformed
+            found = self._look(failure.shown, failure.item, (False, False), {"numbers", "contract"})
+            if found is not None:
+                only, start = {found.check}, found
+        smaller = reduce(
+            start, lambda module: self._look(module, failure.item, (False, False), only), _REDUCE_SECONDS
+        )
+        return smaller if start is failure else replace(failure, shown=smaller.module)
+
+    def _checks(self, failure: Failure) -> set[str]:
+        """What a smaller module may fail: the same, and what a transformation is not needed for."""
+        return {failure.check, "numbers"} if failure.check == "transformed" else {failure.check}
+
+    def _look_as_drawn(self, module: Module, item: Pass) -> Failure | None:
+        """Look at a module; what is established on it first depends on its text alone."""
+        draw = zlib.crc32(str(module).encode())
+        drawn = (draw % 2 == 0, draw % 3 == 0)
         if self.failure is None:
             self.tried += 1
+            return self._look(module, item, drawn, None)
+        checks = self._checks(self.failure)
+        simple = self._look(module.copy(), item, (False, False), checks)
+        return simple if simple is not None or drawn == (False, False) else self._look(module, item, drawn, checks)
+
+    def _look(self, module: Module, item: Pass, facts: tuple[bool, bool], only: set[str] | None) -> Failure | None:
+        """What fails; of `only` these checks."""
         try:
-            prepare(item, module, follow=more[0], decode=more[1])
-        except RefusalError as refused:
-            self.refusal = str(refused)
-            return None
-        after = module.copy()
-        try:
+            prepare(item, module, follow=facts[0], decode=facts[1])
+            after = module.copy()
             trial = Trial(item, module, after, run_pass(item, after))
             for name, check in CHECKS.items():
-                if self.failure is None or name == self.failure.check:  # while it shrinks, only what fails
+                if only is None or name in only:
                     check(trial)
         except RefusalError as refused:
             self.refusal = str(refused)
             return None
         except BrokenError as broken:
-            return Failure(broken.check, str(broken), item, broken.module or module)
+            found = only is None or broken.check in only
+            return Failure(broken.check, str(broken), item, module, broken.module) if found else None
         self.passed += 1
         self.candidates.offer(item, module)
         return None
-

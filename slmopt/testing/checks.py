@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from slmopt.ir.graph import Graph, Module
 from slmopt.ir.text import parse_module
 from slmopt.ir.weights import QuantizedTensor
+from slmopt.module_files import add_stored_weights, weights_file, write_module
 from slmopt.pipeline import Exact
 from slmopt.testing.numbers import SIZES, all_finite, compare, compute, compute_step, is_decoding, perturbed
 from slmopt.testing.transformations import TRANSFORMATIONS, all_at_once, with_weights_reordered
-from slmopt.testing.trial import BrokenError, Trial, run_pass
+from slmopt.testing.trial import BrokenError, RefusalError, Trial, run_pass
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "find_transformation"]
 
 _STEP = 1e-4
 _SAME = 1e-6  # two results of a lossy pass on modules that say the same
@@ -154,21 +158,43 @@ def check_text(trial: Trial) -> None:
         raise BrokenError("text", f"the printed result does not parse back: {difference}")
 
 
+_STORED = 8  # one example in so many is written to files: that takes longer than everything else
+
+
+def check_stored(trial: Trial) -> None:
+    """The result is written to files and read back, to the same numbers."""
+    if zlib.crc32(str(trial.after).encode()) % _STORED:
+        return
+    with tempfile.TemporaryDirectory(prefix="slmopt-check-") as directory:
+        path = Path(directory) / "module.slm"
+        write_module(trial.after, path)
+        read = parse_module(path.read_text(encoding="utf-8"))
+        add_stored_weights(read, weights_file(path))
+        for key in trial.after.weight_types():
+            if not _identical(trial.after.weights.load(key), read.weights.load(key)):
+                raise BrokenError("stored", f"weight @{key} comes back from a file with other numbers")
+
+
 # --- the same, written otherwise ---------------------------------------------------------------------------------
 _OUTPUTS = "more outputs"  # not of lossy passes: which op gives an output may decide what they round
 
 
 def check_transformed(trial: Trial) -> None:
     """Names of values, the order of ops, dead code and further outputs make no difference to what is computed."""
-    exact = isinstance(trial.item.contract, Exact)
-    but = () if exact else (_OUTPUTS,)
-    try:
-        _check_transformation(trial, lambda graph: all_at_once(graph, *but), "all of this")
-    except BrokenError as broken:
-        for name, transform in TRANSFORMATIONS.items():
-            if name not in but:
+    but = () if isinstance(trial.item.contract, Exact) else (_OUTPUTS,)
+    _check_transformation(trial, lambda graph: all_at_once(graph, *but), "all of this")
+
+
+def find_transformation(trial: Trial) -> BrokenError | None:
+    """The one transformation that makes a difference, where one alone does."""
+    for name, transform in TRANSFORMATIONS.items():
+        if name != _OUTPUTS or isinstance(trial.item.contract, Exact):
+            try:
                 _check_transformation(trial, transform, name)
-        raise broken
+            except (BrokenError, RefusalError) as error:
+                if isinstance(error, BrokenError):
+                    return error
+    return None
 
 
 def _check_transformation(trial: Trial, transform: Callable[[Graph], Graph], name: str) -> None:
@@ -198,6 +224,6 @@ def _check_transformation(trial: Trial, transform: Callable[[Graph], Graph], nam
 
 CHECKS: Mapping[str, Callable[[Trial], None]] = {
     "numbers": check_numbers, "decoding": check_decoding, "text": check_text, "places": check_places,
-    "aliasing": check_aliasing,
+    "stored": check_stored, "aliasing": check_aliasing,
     "determinism": check_determinism, "idempotence": check_idempotence, "transformed": check_transformed,
 }  # fmt: skip

@@ -32,17 +32,18 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True)
 class Failure:
-    """A check that failed on a module."""
+    """A check that failed on a module. `shown`: another that was made of it, on which it fails."""
 
     check: str
     detail: str
     item: Pass
     module: Module
+    shown: Module | None = None
 
 
 def describe_failure(failure: Failure, *, tried: int, examples: int, seed: int) -> ConformanceError:
     """The error for a failure that was first seen after `tried` of `examples` examples."""
-    item, text = failure.item, str(failure.module)
+    item, text = failure.item, str(failure.shown or failure.module)
     shown = describe_pass(item)
     reproduces = _fails_in_pipeline(item, text)
     kinds = kinds_of(failure.module)

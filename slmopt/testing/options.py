@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import types
 import typing
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from slmopt.errors import SlmError
 from slmopt.options import list_options
 from slmopt.pipeline import Pass
-from slmopt.testing.choices import Choices, chosen
+from slmopt.testing.choices import Choices
 
 __all__ = ["options"]
 
@@ -41,7 +42,13 @@ def options(given_pass: type[Pass]) -> st.SearchStrategy[Mapping[str, Any]]:
                     break
         return values
 
-    return chosen(2 * _TRIES * max(len(fields), 1), choose)
+    if not fields:
+        return st.just({})
+    # A number, not bytes: hypothesis would now and then draw for it what it drew for a module.
+    size = 2 * _TRIES * len(fields)
+    return st.integers(0, 2**32).map(
+        lambda number: choose(Choices(random.Random(number).randbytes(size) if number else b""))
+    )
 
 
 def _candidates(field: dataclasses.Field[Any], hint: Any, choices: Choices) -> list[Any]:
