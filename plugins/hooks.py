@@ -88,8 +88,9 @@ class HookSpecifications:
     def slmopt_lowerings(self) -> Places:  # type: ignore[empty-body]
         """Kernels: "CODEGEN:OP" or "CODEGEN:OP@ISA" to "module:function" that turns the op into kernel calls.
 
-        The code generator "tvm" calls `function(lowering, op) -> None`, as the functions of
-        `slmopt.backends.tvm.rules` are. Of two for one op, the one for the instruction set compiled for wins.
+        The code generator "tvm" calls `function(lowering, op) -> None`; `slmopt.backends.tvm.authoring` has what such
+        a function is written with, and two short forms (`@elementwise`, `@expansion`). Of two for one op, the one for
+        the instruction set compiled for wins.
         """
 
     @_specify

@@ -23,10 +23,9 @@ from tests.plugins.relu2 import save_relu2
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLE = ROOT / "tests" / "plugin_example"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the compiled model runs on x86-64"),
-]
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="the compiled model runs on x86-64"
+)
 
 
 class Environment:
