@@ -206,9 +206,12 @@ def check_step(
     """
     if "forward" not in changed or not {"forward", "step"} <= before.graphs.keys():
         return
-    if _live(before.graphs["forward"]) == _live(after.graphs["forward"]):
-        return  # @step has no dead ops to change
-    old, new = ([_signatures(module.graphs[name]) for name in ("forward", "step")] for module in (before, after))
+    # What is dead in @forward may be gone from @step, or live there as part of a state.
+    was, now = _live(before.graphs["forward"]), _live(after.graphs["forward"])
+    if was == now:
+        return
+    old = _signatures(was), _signatures(before.graphs["step"])
+    new = _signatures(now), _signatures(after.graphs["step"])
     for signature, ops in old[0].items():
         gone = len(new[0].get(signature, ())) < len(ops)
         if gone and len(new[1].get(signature, ())) >= len(old[1].get(signature, ())) > 0:

@@ -296,6 +296,19 @@ def test_a_lossy_pass_that_leaves_the_step_stale_is_caught_without_numbers() -> 
         Pipeline([lossy], verify=False).run(module)
 
 
+def test_what_is_dead_in_forward_need_not_change_in_the_step() -> None:
+    """@step has no dead ops, or they are alive there as part of a state."""
+    dead = toy_model()
+    graph = dead.graph()
+    graph.add("linear", (graph.value("r"), Weight("wq", tensor("f32", 32, 32))))
+    gone = toy_model()  # attention is dead in @forward, and in @step its state is not
+    gone.graph().set_outputs([gone.graph().value("x")])
+    for module in (dead, gone):
+        Pipeline([Incrementalize()]).run(module)
+        erase = pass_of(lambda module: module.graph().erase_dead())
+        Pipeline([erase, Quantize(head=False, embedding=False)], verify=False).run(module)
+
+
 def test_passes_that_edit_every_graph_keep_the_step() -> None:
     first, second = toy_model(), toy_model()
     Pipeline([Incrementalize(), Quantize(), Fuse()]).run(first)

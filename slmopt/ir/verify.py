@@ -10,6 +10,7 @@ from slmopt.errors import IRError
 from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols
 from slmopt.ir.graph import Attribute, Graph, Module, Op, Use, Value, Weight
 from slmopt.ir.spec import Required
+from slmopt.ir.types import DType
 
 __all__ = ["verify", "verify_graph"]
 
@@ -121,7 +122,8 @@ def _verify_attributes(graph: Graph, op: Op) -> None:
 
     for name, default in op.spec.attributes.items():
         value = op.attributes[name]
-        if isinstance(default, Required) and not _fits(value, default.type):
+        truth = isinstance(value, bool) and op.attributes.get("element") == DType.bool  # a constant or full of truth
+        if isinstance(default, Required) and not truth and not _fits(value, default.type):
             raise IRError(f"{_place(graph, op)}: attribute {name} = {value!r}, expected {default.type.__name__}")
 
 

@@ -32,7 +32,8 @@ class Builder:
         self._kinds: tuple[Callable[[], Value], ...] = (
             self._unary, self._linear, self._binary, self._gelu, self._norm, self._constant, self._reshape,
             self._permute, self._slices, self._reduce, self._softmax, self._matmul, self._glu, self._choice,
-            self._broadcast, self._attention, self._linear, self._binary,
+            self._broadcast, self._attention, self._linear, self._binary, self._neutral, self._mean, self._positions,
+            self._condition, self._casts, self._stored, self._powers, self._rows,
         )  # fmt: skip
 
     def add_op(self, choices: Choices, graph: Graph, values: list[Value]) -> None:
@@ -167,6 +168,98 @@ class Builder:
         elif kind == 3:
             row = self._add("expand", self._add("reshape", row, shape=(1, 1, self._width)), shape=self.x.shape)
         return self._add(self.choices.pick("add", "mul"), self.x, row)
+
+    def _neutral(self) -> Value:
+        """x with a number that changes nothing, or on the side where it does."""
+        name, value = self.choices.pick(("mul", 1.0), ("add", 0.0), ("sub", 0.0), ("div", 1.0), ("pow", 1.0))
+        number = self._add("constant", value=value, element="f32")
+        if self.choices.pick(False, True):
+            number = self._add("expand", number, shape=self.choices.pick((1,), (1, 1, 1), self.x.shape))
+        swapped = self.choices.seldom() and name != "pow"
+        return self._add(name, *((self.x, number) if not swapped or name == "div" else (number, self.x)))
+
+    def _mean(self) -> Value:
+        """A mean that is written as a sum, over the right number of elements or a wrong one."""
+        axis, count = self.choices.pick(2, -1), self.choices.pick(self._width, self._width, self._width + 1)
+        total = self._add("sum", self.x, axis=axis, keep=True)
+        name = self.choices.pick("div", "mul")
+        number = self._add("constant", value=float(count) if name == "div" else 1.0 / count, element="f32")
+        return self._add("add", self.x, self._add(name, total, number))
+
+    def _positions(self) -> Value:
+        """x with numbers that count positions, made in one of many ways, looked up in a table or taken as they are."""
+        sequence, start = self.x.shape[1], self.choices.pick(0, 0, 1)
+        element = self.choices.pick("i64", "f32")
+        counted = self._add("arange", start=start, stop=sequence + start, element=element)
+        if self.choices.pick(False, True):
+            more = self._add("constant", value=self.choices.pick(1, 0, 3), element=element)
+            counted = self._add(self.choices.pick("add", "mul"), counted, more)
+        if self.choices.seldom():
+            ones = self._add("full", shape=(sequence,), value=1, element=element)
+            one = self._add("constant", value=1, element=element)
+            counted = self._add("sub", self._add("cumsum", ones, axis=0), one)
+        if element == "i64" and self.choices.pick(False, True):
+            table = self._weight(64, self._width)
+            low = self._add("minimum", counted, self._add("constant", value=63, element="i64"))
+            return self._add("add", self.x, self._add("embedding", low, table))
+        if element == "i64":
+            counted = self._add("cast", counted, element="f32")
+        return self._add("add", self.x, self._add("reshape", counted, shape=(sequence, 1)))
+
+    def _condition(self) -> Value:
+        """x where a condition on positions holds, that is always so or not."""
+        sequence = self.x.shape[1]
+        counted = self._add("arange", start=self.choices.pick(0, 1), stop=sequence + 1, element="i64")
+        counted = self._add("slice", counted, axis=0, start=0, stop=sequence)
+        limit = self._add("constant", value=self.choices.pick(0, 1, 3), element="i64")
+        holds = self._add(self.choices.pick("ge", "lt", "eq", "le"), counted, limit)
+        if self.choices.seldom(3):
+            holds = self._add("logical_or", holds, self._add("eq", counted, counted))
+        column = self._add("reshape", holds, shape=(sequence, 1))
+        return self._add("where", column, self.x, self._add("neg", self.x))
+
+    def _casts(self) -> Value:
+        """Whole numbers near x, through other element types."""
+        found = self._add("minimum", self._add("floor", self.x), self._add("constant", value=9.0, element="f32"))
+        found = self._add("maximum", found, self._add("constant", value=-9.0, element="f32"))
+        for element in (self.choices.pick("f64", "i64", "f16"), self.choices.pick("f32", "i32", "f64")):
+            found = self._add("cast", found, element=element)
+        return self._add("cast", found, element="f32")
+
+    def _stored(self) -> Value:
+        """x with what is computed from weights alone."""
+        row: Operand = self._weight(self._width)
+        for _ in range(self.choices.pick(1, 2)):
+            other: Operand = self._weight(self._width) if self.choices.pick(True, False) else self._number()
+            row = self._add(self.choices.pick("add", "mul", "sub"), row, other)
+        if self.choices.pick(False, True):
+            row = self._add(self.choices.pick("exp", "tanh", "neg", "sigmoid"), row)
+        return self._add(self.choices.pick("add", "mul"), self.x, row)
+
+    def _powers(self) -> Value:
+        """Numbers that multiply, one after the other, as scores and embeddings are scaled."""
+        found = self.x
+        for _ in range(self.choices.pick(2, 1, 3)):
+            number = self._add("constant", value=self.choices.pick(2.0, 0.5, -3.0, 1), element="f32")
+            found = self._add(self.choices.pick("mul", "mul", "div"), found, number)
+        return found
+
+    def _rows(self) -> Value:
+        """x with its leading axes merged, through ops that do not care, with others beside it."""
+        b, s, k = self.x.shape
+        flat = self._add("reshape", self.x, shape=(product((b, s)), k))
+        side = self._add("reshape", self._other(), shape=(product((b, s)), k))
+        for _ in range(self.choices.pick(1, 2, 3)):
+            kind = self.choices.below(4)
+            if kind == 0:
+                flat = self._add("linear", flat, self._weight(k, k), None, self.choices.pick(None, side))
+            elif kind == 1:
+                flat = self._add(self.choices.pick("add", "mul"), flat, self.choices.pick(side, flat))
+            elif kind == 2:
+                flat = self._add("rms_norm", flat, self._weight(k), eps=0.1)
+            else:
+                flat = self._add("softmax", flat, axis=self.choices.pick(1, -1))
+        return self._add("reshape", flat, shape=(b, s, k))
 
     def _attention(self) -> Value:
         b, s, k = self.x.shape

@@ -226,3 +226,14 @@ def test_a_missing_weight_counts_only_where_weights_are_required() -> None:
 
 def test_an_empty_graph_passes() -> None:
     verify_graph(Graph("empty"))
+
+
+def test_a_constant_of_truth_is_true_or_false() -> None:
+    def check(value: str, element: str) -> None:
+        full = f'full() {{shape = [s], value = {value}, element = "{element}"}} : {element}[s]'
+        verify(parse_module(f"module @m {{ graph @f(%x: f32[s]) {{ %t = {full} return %t }} }}"))
+
+    check("true", "bool")
+    check("1", "bool")
+    with pytest.raises(IRError, match="attribute value = True, expected float"):
+        check("true", "f32")

@@ -204,6 +204,9 @@ def test_a_model_that_looks_at_no_other_position_has_a_step_too() -> None:
 def test_wrong_use() -> None:
     with pytest.raises(InputError, match="f8"):
         Incrementalize(cache="f8")
+    stateful = toy("%y = neg(%x) : f32[b, s, 64]\nreturn %y, %c", signature="%x: f32[b, s, 64], state %c: f32[b, 3]")
+    with pytest.raises(UnsupportedError, match="has states already"):
+        apply(stateful, Incrementalize())
     with pytest.raises(UnsupportedError, match="no axis named 's'"):
         apply(toy("%y = neg(%x) : f32[4, 64]\nreturn %y", signature="%x: f32[4, 64]"), Incrementalize())
     with pytest.raises(IRError, match="already has a dimension 't'"):
