@@ -550,7 +550,7 @@ FAULTS: dict[type[Pass], frozenset[str]] = {
         SaysTooMuch: "contract",
         ClaimsIdempotence: "idempotence",
         RaisesOnAbsentOperands: "error",
-        DependsOnTheOrder: "numbers transformed",
+        DependsOnTheOrder: "contract numbers transformed",
         DependsOnNames: "transformed",
     }.items()
 }
