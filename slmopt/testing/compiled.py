@@ -14,6 +14,7 @@ from slmopt.pipeline import Context, Pass, Pipeline
 from slmopt.plugins.discovery import registry
 from slmopt.stand_in import add_stand_ins
 from slmopt.testing.failures import Failure
+from slmopt.testing.numbers import rounds
 from slmopt.testing.trial import BrokenError, RefusalError, run_pass
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _compare(module: Module, path: Path) -> str:
             found.append(session.logits(ids[start : start + length]))
             start += length
     error = _relative(np.concatenate(found), expected)
-    allowed = _ROUNDED if _rounds(module) else _TOLERANCE
+    allowed = _ROUNDED if rounds(module.graph()) else _TOLERANCE
     if np.median(error) <= _TOLERANCE and error.max() <= allowed:
         return ""
     return (f"compiled and run, its logits differ from the interpreter's by {error.max():.3g} of the largest; "
@@ -138,7 +139,3 @@ def _relative(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     difference: np.ndarray = np.nan_to_num(np.abs(found - expected), nan=np.inf).max(-1) / scale
     return difference
 
-
-def _rounds(module: Module) -> bool:
-    return any(op.attributes.get("act") == "q8" or op.attributes.get("output") == "q8g32" or op.name == "quantize_rows"
-               for op in module.graph().walk())  # fmt: skip

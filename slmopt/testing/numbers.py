@@ -15,7 +15,9 @@ from slmopt.probe import relative_error
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SIZES", "Difference", "all_finite", "compare", "compute", "compute_step", "is_decoding", "perturbed"]
+__all__ = [
+    "SIZES", "Difference", "all_finite", "compare", "compute", "compute_step", "is_decoding", "perturbed", "rounds",
+]  # fmt: skip
 
 # One position alone; then enough of them to see past every window that the strategies draw.
 SIZES: tuple[Mapping[str, int], ...] = ({"b": 1, "s": 1}, {"b": 2, "s": 7})
@@ -101,6 +103,12 @@ def compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], whe
         if error > worst.error:
             worst = Difference(error, f"output {index} of {where}")
     return worst
+
+
+def rounds(graph: Graph) -> bool:
+    """Whether activations are rounded on the way: a number on the edge between two codes may fall either way."""
+    return any(op.attributes.get("act") == "q8" or any(str(value.type.element).startswith("q") for value in op.results)
+               for op in graph.walk())  # fmt: skip
 
 
 def all_finite(values: Sequence[torch.Tensor]) -> bool:
