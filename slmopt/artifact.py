@@ -43,6 +43,7 @@ WEIGHTS = "weights.bin"
 WEIGHTS_HEADER = 4096  # bytes before the data; SLM_WEIGHTS_HEADER of runtime/c/program.h
 WEIGHTS_VERSION = 1
 _HEADER = struct.Struct("<4sIQ64s")  # magic, version, size of the file, sha256 of the data in hex
+_PIECE = 4 << 20  # bytes of one write: a page cache that has huge pages fills them, and the runtime maps them as such
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100
 
@@ -135,19 +136,20 @@ class ArtifactWriter:
 
 
 class WeightsWriter:
-    """Streams weights.bin: a header page, then aligned tensors, hashed on the way. Peak memory is one tensor."""
+    """Streams weights.bin: a header page, then aligned tensors, hashed on the way. Memory: one tensor, a few MB."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sha = hashlib.sha256()
         self._file: BinaryIO | None = None
+        self._pending = bytearray()  # what is not written yet: whole pieces go to the file
         self.size = 0  # bytes of data so far, the header not counted; final after exit: `weights_bytes` of the program
         self.hash = ""  # sha256 of the data, hex; known after exit: `weights_hash` of the program
 
     def __enter__(self) -> Self:
         with _writing(self._path):
             self._file = open(self._path, "wb")
-            self._file.write(bytes(WEIGHTS_HEADER))
+        self._pending += bytes(WEIGHTS_HEADER)
         return self
 
     def append(self, data: Buffer | NDArray[Any], align: int = 64) -> int:
@@ -170,6 +172,7 @@ class WeightsWriter:
                 self._write(bytes(-self.size % WEIGHTS_HEADER))  # whole pages: a kernel may read to the end of a vector
                 self.hash = self._sha.hexdigest()
                 with _writing(self._path):
+                    self._file.write(self._pending)
                     self._file.seek(0)
                     header = _HEADER.pack(b"SLMW", WEIGHTS_VERSION, WEIGHTS_HEADER + self.size, self.hash.encode())
                     self._file.write(header)
@@ -182,10 +185,17 @@ class WeightsWriter:
     def _write(self, data: bytes | memoryview) -> None:
         if self._file is None:
             raise ArtifactError("weights are appended inside `with artifact.weights() as weights:`")
-        with _writing(self._path):
-            self._file.write(data)
         self._sha.update(data)
         self.size += len(data)
+        start = 0
+        while len(self._pending) + len(data) - start >= _PIECE:
+            stop = start + _PIECE - len(self._pending)
+            self._pending += data[start:stop]
+            with _writing(self._path):
+                self._file.write(self._pending)
+            self._pending.clear()
+            start = stop
+        self._pending += data[start:]
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 computes out = activation(x W^T + bias) + residual for tokens t0..t1 and blocks lo..hi of outputs. One token: several
 blocks are in flight, so that memory is read in several streams. More: a tile of tokens shares each weight that was
-loaded and unpacked. `linear_body.py` has the inner products; packing.py draws the layout.
+loaded and unpacked. `float_body.py` and `quantized_body.py` have the inner
+products, `blocking.py` the numbers of blocks and tokens; packing.py draws the layout.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from slmopt.backends.tvm.blocking import choose_blocking
 from slmopt.backends.tvm.code import Code, Memory, Register
+from slmopt.backends.tvm.float_body import FloatBody
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
-from slmopt.backends.tvm.linear_body import FloatBody, QuantizedBody
 from slmopt.backends.tvm.packing import check_element
+from slmopt.backends.tvm.quantized_body import QuantizedBody
 from slmopt.backends.tvm.vector_math import activate, broadcast
-from slmopt.errors import InputError
 from slmopt.ir.types import DType, Element
 
 __all__ = ["linear"]
@@ -64,15 +66,16 @@ class _Builder:
         self.residual = code.pointer("residual", "float32") if self.has_residual else None
         t0, t1, lo, hi, self.out_stride, self.x_stride = code.numbers("t0 t1 lo hi out_stride x_stride")
         self.residual_stride = code.number("residual_stride") if self.has_residual else None
+        self.blocking = choose_blocking(self.isa, self.element, self.rows, self.columns)
         self.body: FloatBody | QuantizedBody = (
             FloatBody(code, self.isa, self.element, self.columns) if isinstance(self.element, DType)
-            else QuantizedBody(code, self.isa, self.element, self.columns)
+            else QuantizedBody(code, self.isa, self.element, self.columns, self.blocking.prefetch)
         )  # fmt: skip
         tokens = t1 - t0
         with code.when(tirx.EQ(tokens, 1)):
-            self._blocks(lo, hi, self.body.streams, lambda blocks: self._tile(t0, 1, blocks))
+            self._blocks(lo, hi, self.blocking.streams, lambda blocks: self._tile(t0, 1, blocks))
         with code.when(tokens > 1):
-            self._blocks(lo, hi, self.body.tile_blocks, lambda blocks: self._tokens(t0, tokens, blocks))
+            self._blocks(lo, hi, self.blocking.blocks, lambda blocks: self._tokens(t0, tokens, blocks))
         return code.finish()
 
     def _blocks(self, lo: Any, hi: Any, streams: int, body: Callable[[list[Any]], None]) -> None:
@@ -91,9 +94,7 @@ class _Builder:
         """All tokens of a few blocks, in tiles; the rest in tiles of half, a quarter, ... the size."""
         from tvm import tirx
 
-        tile = self.isa.token_tile
-        if tile & (tile - 1):
-            raise InputError(f"{self.isa.name}: token_tile is {tile}; expected a power of 2")
+        tile = self.blocking.tokens
         full = self.code.let(tirx.floordiv(tokens, tile))
         with self.code.loop(full) as i:
             self._tile(t0 + i * tile, tile, blocks)

@@ -28,8 +28,8 @@ void slm_pause(void);
 /* model.c */
 struct slm_model {
   const slm_program *program;
-  const uint8_t *weights; /* inside the map, SLM_WEIGHTS_HEADER behind its start */
-  void *map;
+  const uint8_t *weights; /* inside the map, SLM_WEIGHTS_HEADER behind the start of the file */
+  void *map;              /* where the file lies, and what is reserved around it */
   size_t map_bytes;
   atomic_int references; /* the opener's, and one of each session */
 };

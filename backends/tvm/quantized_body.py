@@ -1,4 +1,4 @@
-"""The inner products of linear kernels: registers of sums for a tile of tokens x blocks."""
+"""The inner products of linear kernels for quantized weights: registers of sums for a tile of tokens x blocks."""
 
 from __future__ import annotations
 
@@ -9,45 +9,9 @@ from slmopt.backends.tvm.dot_products import dot_product
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.packing import GROUP, code_bits, group_bytes, stored_zero
 from slmopt.backends.tvm.vector_math import broadcast, from_half, multiply_add
-from slmopt.ir.types import DType, QuantizedType
+from slmopt.ir.types import QuantizedType
 
-__all__ = ["FloatBody", "QuantizedBody"]
-
-
-class FloatBody:
-    """Float weights [k][B] per block: each input is broadcast and multiplied with B weights."""
-
-    def __init__(self, code: Code, isa: Isa, element: DType, columns: int) -> None:
-        self.code, self.isa, self.element, self.columns = code, isa, element, columns
-        self.streams = 4
-        self.tile_blocks = 2  # inputs that were broadcast serve two blocks
-
-    def products(self, x: Memory, rows: list[Any], w: Memory, blocks: list[Any]) -> list[list[Register]]:
-        """Registers [block][token] of sums over all inputs."""
-        from tvm import tirx
-
-        code, lanes, size = self.code, self.isa.lanes, self.element.bits // 8
-        sums = [[code.register(lanes, start=broadcast(0.0, lanes)) for _ in rows] for _ in blocks]
-        bases = [code.let(tirx.Cast("int64", block) * (self.columns * lanes * size)) for block in blocks]
-        with code.loop(self.columns) as column:
-            inputs = [code.let(broadcast(x.load(row + column), lanes)) for row in rows]
-            for base, registers in zip(bases, sums, strict=True):
-                weights = code.let(self._load(w, base + tirx.Cast("int64", column) * (lanes * size)))
-                for value, register in zip(inputs, registers, strict=True):
-                    register.set(multiply_add(self.isa, lanes, value, weights, register.value))
-        return sums
-
-    def _load(self, w: Memory, place: Any) -> Any:
-        """B weights as float32."""
-        from tvm import tirx
-
-        lanes = self.isa.lanes
-        if self.element == DType.f32:
-            return w.load_as("float32", place, 4, lanes)
-        if self.element == DType.f16:
-            return from_half(self.isa, lanes, w.load_as("uint16", place, 2, lanes))
-        wide = tirx.Cast(f"uint32x{lanes}", w.load_as("uint16", place, 2, lanes))
-        return tirx.reinterpret(f"float32x{lanes}", tirx.shift_left(wide, broadcast(16, lanes, "uint32")))
+__all__ = ["QuantizedBody"]
 
 
 class QuantizedBody:
@@ -61,12 +25,10 @@ class QuantizedBody:
     `dot` - z * sum_a is exact in int32; the order of the float sums is that of the groups, whatever the tile.
     """
 
-    def __init__(self, code: Code, isa: Isa, element: QuantizedType, columns: int) -> None:
-        self.code, self.isa, self.element = code, isa, element
+    def __init__(self, code: Code, isa: Isa, element: QuantizedType, columns: int, prefetch: int) -> None:
+        self.code, self.isa, self.element, self.prefetch = code, isa, element, prefetch
         self.groups = -(-columns // GROUP)
         self.bits = code_bits(element)
-        self.streams = isa.streams
-        self.tile_blocks = 1
         self.dot = dot_product(code, isa, self.bits)
 
     def products(self, x: Memory, rows: list[Any], w: Memory, blocks: list[Any]) -> list[list[Register]]:
@@ -88,9 +50,9 @@ class QuantizedBody:
 
         code, lanes, groups = self.code, self.isa.lanes, self.groups
         real = f"float32x{lanes}"
-        if self.isa.prefetch:
+        if self.prefetch:
             for line in range(0, group_bytes(self.isa, self.element), 64):
-                code.emit(tirx.Evaluate(_prefetch(w.address(place + (self.isa.prefetch + line)))))
+                code.emit(tirx.Evaluate(_prefetch(w.address(place + (self.prefetch + line)))))
         scale, minimum, head = self._scales(w, place)
         zero = stored_zero(self.isa, self.element)
         totals = [code.let(x.load_as("int32", row + (GROUP + 4) * groups + group * 4, 4)) for row in rows]

@@ -1,0 +1,30 @@
+"""How many blocks and tokens of a matrix product are in flight: chosen for the instruction set and the matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slmopt.backends.tvm.isa import Isa
+from slmopt.ir.types import DType, Element
+
+__all__ = ["Blocking", "choose_blocking"]
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """`streams` blocks of outputs at once for one token; tiles of `tokens` tokens x `blocks` blocks for more of them.
+
+    `tokens` is a power of two. `prefetch`: bytes of weights fetched ahead, 0 for none.
+    """
+
+    streams: int
+    tokens: int
+    blocks: int
+    prefetch: int
+
+
+def choose_blocking(isa: Isa, element: Element, rows: int, columns: int) -> Blocking:
+    """For weights [rows, columns] of a type."""
+    if isinstance(element, DType):
+        return Blocking(streams=4, tokens=isa.token_tile, blocks=2, prefetch=0)  # an input serves both blocks
+    return Blocking(isa.streams, isa.token_tile, 1, isa.prefetch)
