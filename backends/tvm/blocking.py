@@ -26,5 +26,7 @@ class Blocking:
 def choose_blocking(isa: Isa, element: Element, rows: int, columns: int) -> Blocking:
     """For weights [rows, columns] of a type."""
     if isinstance(element, DType):
-        return Blocking(streams=4, tokens=isa.token_tile, blocks=2, prefetch=0)  # an input serves both blocks
+        quarter = max(1, min(isa.registers // 4, 16))  # half of the registers hold sums; an input serves both blocks
+        tokens = 1 << quarter.bit_length() - 1
+        return Blocking(isa.streams, tokens, blocks=2, prefetch=isa.prefetch)
     return Blocking(isa.streams, isa.token_tile, 1, isa.prefetch)

@@ -89,6 +89,13 @@ class Memory:
 
         return tirx.address_of(tirx.BufferLoad(self._buffer, [index]))
 
+    def prefetch(self, index: Any) -> None:
+        """Ask for the cache line of an element, which may lie past the end: nothing is read then."""
+        from tvm import tirx
+
+        numbers = [tirx.const(value, "int32") for value in (0, 3, 1)]  # read, keep in all caches, data
+        self._code.emit(tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", self.address(index), *numbers)))
+
 
 class Code:
     """A kernel being written. `pointer` and `number` declare its parameters, in the order of the C signature."""
