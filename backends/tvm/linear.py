@@ -96,16 +96,6 @@ class _Builder:
         from tvm import tirx
 
         tile = self.blocking.tokens
-        if isinstance(self.body, QuantizedBody):
-            sums = self.code.local(self.isa.lanes * tile)
-            with self.code.loop(tirx.floordiv(tokens + (tile - 1), tile)) as i:
-                first = self.code.let(t0 + i * tile)
-                count = self.code.let(tirx.min(t0 + tokens - first, tile))
-                self.body.tile(self.x, first, self.x_stride, count, self.w, blocks[0], sums)
-                column = self.code.let(blocks[0] * self.isa.lanes)
-                with self.code.loop(count) as i:
-                    self._store_row(self.code.let(first + i), column, sums.load(i * self.isa.lanes, self.isa.lanes), None, self.isa.lanes)
-            return
         full = self.code.let(tirx.floordiv(tokens, tile))
         with self.code.loop(full) as i:
             self._tile(t0 + i * tile, tile, blocks)
