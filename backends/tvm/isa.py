@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from slmopt.backends.tvm.tuning_table import TunedLinear, read_entries
 from slmopt.errors import InputError, PluginWarning, nearest
 from slmopt.offers import Offer
 
@@ -39,8 +40,10 @@ class Isa:
     fused: bool  # whether it multiplies and adds in one instruction
     registers: int  # vector registers
     streams: int  # blocks of quantized weights that are read at once for one token
-    token_tile: int  # tokens that share one unpacked block of weights
+    token_tile: int  # tokens that share a block of quantized weights once it is unpacked
+    block_tile: int  # blocks of quantized weights that share an input once it is read
     prefetch: int  # bytes of weights fetched ahead
+    linear: tuple[TunedLinear, ...] = ()  # what was measured for single shapes
 
 
 def read_isa(path: Path, name: str | None = None) -> Isa:
@@ -54,17 +57,21 @@ def read_isa(path: Path, name: str | None = None) -> Isa:
         raise InputError(f"instruction set {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"instruction set {path} is not TOML: {error}") from error
-    types = {field: kind for field, kind in get_type_hints(Isa).items() if field != "name"}
-    every = f"its fields are {', '.join(types)}"
+    entries = data.pop("linear", [])
+    types = {field: kind for field, kind in get_type_hints(Isa).items() if field not in ("name", "linear")}
+    every = f"its fields are {', '.join(types)}, and linear where shapes were measured"
     if missing := [field for field in types if field not in data]:
         raise InputError(f"instruction set {path} lacks {', '.join(missing)}; {every}")
     if unknown := [field for field in data if field not in types]:
-        hint = nearest(unknown[0], types)
+        hint = nearest(unknown[0], [*types, "linear"])
         raise InputError(f"instruction set {path} has unknown fields {', '.join(unknown)}{hint}; {every}")
     for field, kind in types.items():
         _check_type(path, field, kind, data[field])
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    isa = Isa(name=path.stem if name is None else name, **values)
+    try:
+        isa = Isa(name=path.stem if name is None else name, linear=read_entries(entries), **values)
+    except InputError as error:
+        raise InputError(f"instruction set {path}: {error}") from error
     if wrong := _find_nonsense(isa):
         raise InputError(f"instruction set {path}: {wrong}")
     return isa
@@ -79,13 +86,11 @@ def _check_type(path: Path, field: str, kind: Any, value: Any) -> None:
 
 def _find_nonsense(isa: Isa) -> str:
     """What no kernel can be made for, or nothing."""
-    for field, most in (("registers", 256), ("streams", 16), ("token_tile", 32)):
+    for field, most in (("registers", 256), ("streams", 16), ("token_tile", 32), ("block_tile", 8)):
         if not 1 <= getattr(isa, field) <= most:
             return f"{field} must lie in 1 to {most}, got {getattr(isa, field)}"
     if isa.lanes not in (4, 8, 16):
         return f"lanes must be 4, 8 or 16, got {isa.lanes}"
-    if isa.token_tile & (isa.token_tile - 1):
-        return f"token_tile must be a power of two, got {isa.token_tile}"
     if isa.prefetch < 0:
         return f"prefetch must not be negative, got {isa.prefetch}"
     if isa.dot not in DOTS:

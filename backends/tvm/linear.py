@@ -92,7 +92,7 @@ class _Builder:
                 body([code.let(lo + part * streams + i)])
 
     def _tokens(self, t0: Any, tokens: Any, blocks: list[Any]) -> None:
-        """All tokens of a few blocks, in tiles; the rest in tiles of half, a quarter, ... the size."""
+        """All tokens of a few blocks, in tiles; the rest in tiles of powers of two."""
         from tvm import tirx
 
         tile = self.blocking.tokens
@@ -100,12 +100,11 @@ class _Builder:
         with self.code.loop(full) as i:
             self._tile(t0 + i * tile, tile, blocks)
         rest = self.code.let(tokens - full * tile)
-        part = tile // 2
-        while part:
+        larger = 0  # sizes that came before
+        for part in (1 << bit for bit in reversed(range((tile - 1).bit_length()))):
             with self.code.when(tirx.NE(tirx.bitwise_and(rest, part), 0)):
-                # Of the rest, the parts larger than this one come first.
-                self._tile(t0 + full * tile + tirx.bitwise_and(rest, tile - 2 * part), part, blocks)
-            part //= 2
+                self._tile(t0 + full * tile + tirx.bitwise_and(rest, larger), part, blocks)
+            larger += part
 
     def _tile(self, token: Any, tokens: int, blocks: list[Any]) -> None:
         """`tokens` tokens from `token` on, times a few blocks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from slmopt.backends.tvm.code import Code, Memory, Register
 from slmopt.backends.tvm.dot_products import dot_product
@@ -12,6 +12,14 @@ from slmopt.backends.tvm.vector_math import broadcast, from_half, multiply_add
 from slmopt.ir.types import QuantizedType
 
 __all__ = ["QuantizedBody"]
+
+
+class _Scales(NamedTuple):
+    """Of B outputs of a group: float32 scales, minima of asymmetric codes, the bytes that both take when packed."""
+
+    factors: Any
+    minima: Any | None
+    bytes: int
 
 
 class QuantizedBody:
@@ -40,54 +48,84 @@ class QuantizedBody:
         size = group_bytes(self.isa, self.element)
         bases = [code.let(tirx.Cast("int64", block) * (self.groups * size)) for block in blocks]
         with code.loop(self.groups) as group:
-            for base, registers in zip(bases, sums, strict=True):
-                self._group(x, rows, w, code.let(base + tirx.Cast("int64", group) * size), group, registers)
+            places = [code.let(base + tirx.Cast("int64", group) * size) for base in bases]
+            if len(rows) > 1:
+                self._group(x, rows, w, places, group, sums)
+            else:  # nothing is shared: one stream of weights after the other
+                for place, registers in zip(places, sums, strict=True):
+                    self._group(x, rows, w, [place], group, [registers])
         return sums
 
-    def _group(self, x: Memory, rows: list[Any], w: Memory, place: Any, group: Any, sums: list[Register]) -> None:
-        """Add a group of 32 inputs of a block, whose weights lie at `place`; they are unpacked once for all rows."""
+    def _group(
+        self, x: Memory, rows: list[Any], w: Memory, places: list[Any], group: Any, sums: list[list[Register]]
+    ) -> None:
+        """Add a group of 32 inputs of some blocks, whose weights lie at `places`.
+
+        Weights are unpacked once for all rows, inputs are read once for all blocks. Prefetches stand between the
+        quarters of a group, as a compiler keeps them in order with other reads: without them it adds up token by token,
+        and every sum then waits for the one before.
+        """
+        code, lanes, groups = self.code, self.isa.lanes, self.groups
+        zero = stored_zero(self.isa, self.element)
+        scales = [self._scales(w, place) for place in places]
+        totals = [code.let(x.load_as("int32", row + (GROUP + 4) * groups + group * 4, 4)) for row in rows]
+        starts = [broadcast(total * -zero if zero else 0, lanes, "int32") for total in totals]
+        products = [[self.dot.begin(start) for start in starts] for _ in places]
+        for quarter in range(4):
+            self._fetch(w, places, quarter)
+            vectors = [self._codes(w, place + scales[0].bytes, quarter) for place in places]
+            for half in range(2):
+                prepared = [self.dot.prepare(vector[half]) for vector in vectors]
+                for i, row in enumerate(rows):
+                    inputs = x.load_as("int32", row + group * GROUP + 16 * half + 4 * quarter, 4)
+                    for dots, weights in zip(products, prepared, strict=True):
+                        self.dot.add(dots[i], weights, inputs)
+        factors = [
+            code.let(broadcast(x.load_as("float32", row + GROUP * groups + group * 4, 4), lanes)) for row in rows
+        ]
+        for scale, dots, registers in zip(scales, products, sums, strict=True):
+            for factor, total, dot, register in zip(factors, totals, dots, registers, strict=True):
+                self._scale(scale, factor, total, self.dot.total(dot), register)
+
+    def _scale(self, scale: _Scales, factor: Any, total: Any, dot: Any, sum: Register) -> None:
+        """Add a group's dot product, scaled, to the sum."""
         from tvm import tirx
 
-        code, lanes, groups = self.code, self.isa.lanes, self.groups
-        real = f"float32x{lanes}"
-        if self.prefetch:
-            for line in range(0, group_bytes(self.isa, self.element), 64):
-                code.emit(tirx.Evaluate(_prefetch(w.address(place + (self.prefetch + line)))))
-        scale, minimum, head = self._scales(w, place)
-        zero = stored_zero(self.isa, self.element)
-        totals = [code.let(x.load_as("int32", row + (GROUP + 4) * groups + group * 4, 4)) for row in rows]
-        products = [self.dot.begin(broadcast(total * -zero if zero else 0, lanes, "int32")) for total in totals]
-        for j, values in enumerate(self._codes(w, place + head)):
-            prepared = self.dot.prepare(values)
-            for row, product in zip(rows, products, strict=True):
-                self.dot.add(product, prepared, x.load_as("int32", row + group * GROUP + 4 * j, 4))
-        for row, total, product, register in zip(rows, totals, products, sums, strict=True):
-            scale_x = code.let(broadcast(x.load_as("float32", row + GROUP * groups + group * 4, 4), lanes))
-            scaled = tirx.Cast(real, self.dot.total(product))
-            register.set(multiply_add(self.isa, lanes, scaled, scale * scale_x, register.value))
-            if minimum is not None:
-                shared = scale_x * broadcast(tirx.Cast("float32", total), lanes)
-                register.set(multiply_add(self.isa, lanes, minimum, shared, register.value))
+        isa, lanes = self.isa, self.isa.lanes
+        sum.set(multiply_add(isa, lanes, tirx.Cast(f"float32x{lanes}", dot), scale.factors * factor, sum.value))
+        if scale.minima is not None:
+            shared = factor * broadcast(tirx.Cast("float32", total), lanes)
+            sum.set(multiply_add(isa, lanes, scale.minima, shared, sum.value))
 
-    def _scales(self, w: Memory, place: Any) -> tuple[Any, Any, int]:
-        """(scales, minima or None, bytes they take) of B outputs."""
+    def _fetch(self, w: Memory, places: list[Any], quarter: int) -> None:
+        """Ask for a quarter of the lines of the group that lies `prefetch` bytes further on in each block."""
+        from tvm import tirx
+
+        if not self.prefetch:
+            return
+        for line in range(64 * quarter, group_bytes(self.isa, self.element), 4 * 64):
+            for place in places:
+                self.code.emit(tirx.Evaluate(_prefetch(w.address(place + (self.prefetch + line)))))
+
+    def _scales(self, w: Memory, place: Any) -> _Scales:
+        """The scales of B outputs of a group."""
         code, lanes = self.code, self.isa.lanes
         scale = code.let(from_half(self.isa, lanes, w.load_as("uint16", place, 2, lanes)))
         if self.element.symmetric:
-            return scale, None, 2 * lanes
-        return scale, code.let(from_half(self.isa, lanes, w.load_as("uint16", place + 2 * lanes, 2, lanes))), 4 * lanes
+            return _Scales(scale, None, 2 * lanes)
+        minimum = code.let(from_half(self.isa, lanes, w.load_as("uint16", place + 2 * lanes, 2, lanes)))
+        return _Scales(scale, minimum, 4 * lanes)
 
-    def _codes(self, w: Memory, place: Any) -> list[Any]:
-        """Eight vectors of B x 4 stored codes: vector j has inputs 4j .. 4j+3 of each output."""
+    def _codes(self, w: Memory, place: Any, quarter: int) -> tuple[Any, Any]:
+        """Vectors of B x 4 stored codes: inputs 4 q .. 4 q + 3 and 16 + 4 q .. 16 + 4 q + 3 of each output."""
         from tvm import tirx
 
         code, width = self.code, 4 * self.isa.lanes
+        first = code.let(w.load(place + quarter * width, width))
         if self.bits == 8:
-            return [code.let(w.load(place + j * width, width)) for j in range(8)]
-        pairs = [code.let(w.load(place + j * width, width)) for j in range(4)]
+            return first, code.let(w.load(place + (4 + quarter) * width, width))
         mask, four = broadcast(15, width, "uint8"), broadcast(4, width, "uint8")
-        low = [code.let(tirx.bitwise_and(pair, mask)) for pair in pairs]
-        return low + [code.let(tirx.shift_right(pair, four)) for pair in pairs]
+        return code.let(tirx.bitwise_and(first, mask)), code.let(tirx.shift_right(first, four))
 
 
 def _prefetch(address: Any) -> Any:

@@ -112,7 +112,8 @@ def test_a_file_is_an_instruction_set_too(tmp_path: Path) -> None:
         ({"flags": '"avx2"'}, "flags must be a list of texts, got 'avx2'"),
         ({"flags": "[1]"}, "flags must be a list of texts, got [1]"),
         ({"lanes": 6}, "lanes must be 4, 8 or 16, got 6"),
-        ({"token_tile": 3}, "token_tile must be a power of two, got 3"),
+        ({"token_tile": 33}, "token_tile must lie in 1 to 32, got 33"),
+        ({"block_tile": 0}, "block_tile must lie in 1 to 8, got 0"),
         ({"streams": 0}, "streams must lie in 1 to 16, got 0"),
         ({"prefetch": -1}, "prefetch must not be negative, got -1"),
         ({"dot": '"vpdpbus"'}, "dot 'vpdpbus' is unknown; did you mean 'vpdpbusd'?; expected vpdpbusd, "),
@@ -142,8 +143,10 @@ def test_any_file_is_read_or_refused(given_fields: dict[str, str]) -> None:
         except InputError as error:
             assert "some.toml" in str(error)
         else:
-            assert set(given_fields) <= {"summary", "rank", "cpu", "flags", "cpu_features", "attributes", "prefetch",
-                                         "half", "fused", "registers", "streams"} and isa.lanes == 8  # fmt: skip
+            assert isa.lanes == 8 and set(given_fields) <= {
+                "summary", "rank", "cpu", "flags", "cpu_features", "attributes", "prefetch", "half", "fused",
+                "registers", "streams", "token_tile", "block_tile", "linear",
+            }  # fmt: skip
 
 
 def test_a_wrong_file_of_a_plugin_names_its_owner_and_takes_no_other_down(tmp_path: Path) -> None:
