@@ -22,7 +22,7 @@ class Program(Protocol):
     """Something that can be asked for its speed."""
 
     def measure(self, prompts: list[int], depths: list[int], decoded: int) -> dict[str, float]:
-        """Tokens per second, by name."""
+        """Tokens per second by name, and "peak bytes": the most memory that the process has had resident."""
 
     def close(self) -> None:
         """It is not needed any more."""
@@ -54,11 +54,14 @@ def _compile(source: Path, output: Path, recipe: str, target: str, kernels: Path
 
 
 def _ours(recipe: str, target: str, source: Path, directory: Path) -> Contestant:
+    """Compiled by a recipe: one of slmopt's, or a file of benchmarks/recipes."""
     name = f"slmopt {recipe}" + ("" if target == "cpu" else f" {target.partition('=')[2]}")
     output = directory / name.replace(" ", "-")
     kernels = directory / f"kernels-{output.name}"
-    facts = _compile(source, output, recipe, target, kernels)
-    facts["warm compile seconds"] = _compile(source, output, recipe, target, kernels)["compile seconds"]
+    file = Path(__file__).parent / "recipes" / f"{recipe}.toml"
+    passes = str(file) if file.exists() else recipe
+    facts = _compile(source, output, passes, target, kernels)
+    facts["warm compile seconds"] = _compile(source, output, passes, target, kernels)["compile seconds"]
     return Contestant(
         name, lambda threads: Worker([sys.executable, "-m", "benchmarks.ours_worker", output, str(threads)]), facts
     )
@@ -99,13 +102,20 @@ def _worker(name: str, program: str, bits: int, source: Path, directory: Path) -
 CONTESTANTS: dict[str, Callable[[Path, Path], Contestant]] = {
     "w4": lambda source, directory: _ours("w4", "cpu", source, directory),
     "w8": lambda source, directory: _ours("w8", "cpu", source, directory),
+    "f16": lambda source, directory: _ours("f16", "cpu", source, directory),
+    "bf16": lambda source, directory: _ours("bf16", "cpu", source, directory),
+    "f32": lambda source, directory: _ours("f32", "cpu", source, directory),
     "w4-avx2": lambda source, directory: _ours("w4", "cpu:isa=avx2", source, directory),
     "llama-q4": lambda source, directory: _llama("Q4_0", "native", source, directory),
     "llama-q8": lambda source, directory: _llama("Q8_0", "native", source, directory),
+    "llama-f16": lambda source, directory: _llama("F16", "native", source, directory),
+    "llama-bf16": lambda source, directory: _llama("BF16", "native", source, directory),
+    "llama-f32": lambda source, directory: _llama("F32", "native", source, directory),
     "llama-q4-avx2": lambda source, directory: _llama("Q4_0", "avx2", source, directory),
     "openvino": lambda source, directory: _worker("OpenVINO GenAI int4", "openvino_worker.py", 4, source, directory),
     "onnxruntime": lambda s, d: _worker("ONNX Runtime GenAI int4", "onnxruntime_worker.py", 4, s, d),
     "eager": lambda source, directory: _worker("PyTorch eager f32", "eager_worker.py", 32, source, directory),
+    "eager-bf16": lambda source, directory: _worker("PyTorch eager bf16", "eager_worker.py", 16, source, directory),
 }
 
 

@@ -1,6 +1,6 @@
-"""PyTorch eager: float32 transformers with its own cache, by our own Python; answers JSON lines on standard input.
+"""PyTorch eager: transformers with its own cache, by our own Python; answers JSON lines on standard input.
 
-    python eager_worker.py MODEL_DIRECTORY - 32 THREADS
+    python eager_worker.py MODEL_DIRECTORY - 32|16 THREADS        float32, or bfloat16
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(int(sys.argv[4]))
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+    element = torch.float32 if sys.argv[3] == "32" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=element).eval()
     print(json.dumps("ready"), flush=True)
     for _ in sys.stdin:
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Models of benchmarks/shapes.py as GGUF files, all matrices in one type: run by the peers' Python (it has `gguf`).
 
-    python gguf_files.py MODEL_DIRECTORY FILE.gguf Q4_0
+    python gguf_files.py MODEL_DIRECTORY FILE.gguf Q4_0|Q8_0|F16|BF16|F32
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ __all__ = ["LlamaCpp"]
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """A GGUF file and a build. `kind`: Q4_0 or Q8_0, of every matrix; `variant`: "native" or "avx2"."""
+    """A GGUF file and a build. `kind`: Q4_0, Q8_0, F16, BF16 or F32, of every matrix; `variant`: "native" or "avx2".
+
+    Its cache is float16 whatever the kind: llama-bench offers no float32 cache.
+    """
 
     model: Path
     kind: str
@@ -32,15 +36,27 @@ class LlamaCpp:
         return cls(path, kind, variant)
 
     def measure(self, prompts: list[int], depths: list[int], decoded: int, threads: int) -> dict[str, float]:
-        """Tokens per second: `prefill N` of prompts, `decode at N` of `decoded` tokens at depths."""
+        """Tokens per second: `prefill N` of prompts, `decode at N` of `decoded` tokens at depths; and `peak bytes`."""
         common = [str(llama_bench(self.variant)), "-m", str(self.model), "-t", str(threads), "-r", "1", "-o", "json"]
-        found: dict[str, float] = {}
+        found: dict[str, float] = {"peak bytes": 0}
         for arguments in (
             ["-p", ",".join(map(str, prompts)), "-n", "0"],
             ["-p", "0", "-n", str(decoded), "-d", ",".join(map(str, depths))],
         ):
-            done = subprocess.run([*common, *arguments], check=True, capture_output=True, text=True)
-            for row in json.loads(done.stdout):
+            text, peak = _run([*common, *arguments])
+            found["peak bytes"] = max(found["peak bytes"], peak)
+            for row in json.loads(text):
                 key = f"decode at {row['n_depth']}" if row["n_gen"] else f"prefill {row['n_prompt']}"
                 found[key] = row["avg_ts"]
         return found
+
+
+def _run(command: list[str]) -> tuple[str, int]:
+    """What a program prints, and the most memory it has had resident. CalledProcessError where it fails."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        text = process.stdout.read() if process.stdout is not None else ""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return text, usage.ru_maxrss * 1024

@@ -29,12 +29,12 @@ class Worker:
         raise OSError(f"{self._command} ended with status {self._process.wait()}")
 
     def measure(self, prompts: list[int], depths: list[int], decoded: int) -> dict[str, float]:
-        """Tokens per second: `prefill N` of prompts, `decode at N` of `decoded` tokens at depths."""
+        """Tokens per second: `prefill N` of prompts, `decode at N` of `decoded` tokens at depths; and `peak bytes`."""
         if self._process.stdin is not None:
             print(json.dumps({"prompts": prompts, "depths": depths, "decoded": decoded}), file=self._process.stdin)
             self._process.stdin.flush()
         found: dict[str, float] = self._answer()
-        return found
+        return {**found, "peak bytes": self.peak_bytes}
 
     @property
     def peak_bytes(self) -> int:
