@@ -16,22 +16,35 @@ from typing import Any
 from slmopt.backends.tvm.code import Code
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
+from slmopt.backends.tvm.packing import GROUP
 from slmopt.backends.tvm.row_output import each_chunk
-from slmopt.ir.types import DType
+from slmopt.ir.types import DType, Element
 
-__all__ = ["KEY_BLOCK", "STORED", "cache_bytes", "cache_update"]
+__all__ = ["C_TYPES", "KEY_BLOCK", "STORED", "block_size", "cache_bytes", "cache_update", "is_quantized"]
 
 KEY_BLOCK = 16  # positions side by side in the keys' layout; capacities are a multiple
 
-STORED = {DType.f32: "float32", DType.f16: "float16"}
+STORED = {"f32": "float32", "f16": "float16", "q8g32": "uint8"}  # how a kernel reads an element type
+C_TYPES = {"f32": "float", "f16": "uint16_t", "q8g32": "uint8_t"}
 
 
-def cache_bytes(layout: str, element: DType, heads: int, capacity: int, size: int) -> int:
+def is_quantized(element: Element) -> bool:
+    """Whether a cache holds codes and scales."""
+    return not isinstance(element, DType)
+
+
+def block_size(element: Element, size: int) -> int:
+    """Stored elements (bytes of q8g32) of 16 positions of a head."""
+    return KEY_BLOCK * size + (KEY_BLOCK * 4 * -(-size // GROUP) if is_quantized(element) else 0)
+
+
+def cache_bytes(layout: str, element: Element, heads: int, capacity: int, size: int) -> int:
     """Bytes of a cache."""
-    return heads * -(-capacity // KEY_BLOCK) * KEY_BLOCK * size * element.bits // 8
+    bits = element.bits if isinstance(element, DType) else 8
+    return heads * -(-capacity // KEY_BLOCK) * block_size(element, size) * bits // 8
 
 
-def cache_update(isa: Isa, *, layout: str, element: DType, heads: int, head_dim: int) -> Kernel:
+def cache_update(isa: Isa, *, layout: str, element: Element, heads: int, head_dim: int) -> Kernel:
     """The kernel that writes new keys or values."""
     name = f"cache_{layout}_{element}_{heads}x{head_dim}"
     numbers = "lo hi position x_s0 x_s1 capacity"
@@ -40,9 +53,9 @@ def cache_update(isa: Isa, *, layout: str, element: DType, heads: int, head_dim:
         from tvm import tirx
 
         code = Code(name)
-        cache, x = code.pointer("cache", STORED[element]), code.pointer("x", "float32")
+        cache, x = code.pointer("cache", STORED[str(element)]), code.pointer("x", "float32")
         lo, hi, position, x_s0, x_s1, capacity = code.numbers(numbers)
-        kind = STORED[element]
+        kind = STORED[str(element)]
         with code.loop(hi - lo) as i, code.loop(heads) as head:
             token = code.let(lo + i)
             place, source = code.let(tirx.Cast("int64", position + token)), code.let(token * x_s0 + head * x_s1)
@@ -65,5 +78,5 @@ def cache_update(isa: Isa, *, layout: str, element: DType, heads: int, head_dim:
                 each_chunk(code, head_dim, isa.lanes, copy)
         return code.finish()
 
-    c_type = "float" if element == DType.f32 else "uint16_t"
-    return Kernel(name, (f"{c_type} *cache", "const float *x", *(f"int32_t {n}" for n in numbers.split())), build)
+    parameters = (f"{C_TYPES[str(element)]} *cache", "const float *x", *(f"int32_t {n}" for n in numbers.split()))
+    return Kernel(name, parameters, build)

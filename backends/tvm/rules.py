@@ -177,7 +177,7 @@ def lower_cache_update(lowering: Lowering, op: Op) -> None:
 
 
 def lower_attention(lowering: Lowering, op: Op) -> None:
-    """Attention over the caches, work shared by (token, head)."""
+    """Attention over the caches, work shared by (key head, token, query head)."""
     query, keys, values = op.value(0), op.value(1), op.value(2)
     if keys not in lowering.caches or values not in lowering.caches:
         raise UnsupportedError(f"{op.describe()}: keys and values must come from caches; run `incrementalize` first")
@@ -194,6 +194,7 @@ def lower_attention(lowering: Lowering, op: Op) -> None:
     )  # fmt: skip
     arguments: list[Argument] = [out, view, cache.buffer, other.buffer]
     arguments += [lowering.weights.raw(w) for w in (slopes, sinks) if w is not None]
-    arguments += ["tokens", "position", "lo", "hi", str(out.strides[2]), str(out.strides[1])]
+    first = "first" if op.result in lowering.tail else "0"
+    arguments += [first, "tokens", "position", "lo", "hi", str(out.strides[2]), str(out.strides[1])]
     arguments += [str(view.strides[2]), str(view.strides[1]), str(lowering.capacity)]
     lowering.call(op, kernel, arguments, tokens * known_size(heads, op))

@@ -56,7 +56,7 @@ def check(
         query, out = aligned(q[part]), aligned(np.zeros((tokens, heads, value_dim), np.float32))
         strides = [heads * value_dim, value_dim, heads * head_dim, head_dim, capacity]
         for lo, hi in ((0, heads), (heads, tokens * heads)):
-            library.call(kernels[2], out, query, *caches, *tables, tokens, position, lo, hi, *strides)
+            library.call(kernels[2], out, query, *caches, *tables, 0, tokens, position, lo, hi, *strides)
         expected = reference(q[part], k[: part.stop], v[: part.stop], position, tables, slopes, sinks, options)
         tolerance = 2e-6 if element == DType.f32 else 3e-3
         np.testing.assert_allclose(out, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())

@@ -32,7 +32,7 @@ def test_any_split_gives_the_same_bytes(isa: Isa, heads: int, kv_heads: int) -> 
         out = aligned(np.full(query.shape, np.nan, np.float32))
         for lo, hi in zip([0, *cuts], [*cuts, tokens * heads], strict=True):
             library.call(
-                kernel, out, query, *caches, tokens, DEPTH, lo, hi, heads * size, size, heads * size, size, CAPACITY
+                kernel, out, query, *caches, 0, tokens, DEPTH, lo, hi, heads * size, size, heads * size, size, CAPACITY
             )  # fmt: skip
         return out.tobytes()
 
@@ -52,6 +52,10 @@ def test_tiles_of_unequal_size(isa: Isa) -> None:
 def test_a_tile_fits_the_registers() -> None:
     for isa in host_isas():
         for together in range(1, 40):
-            tile = AttentionShape(together, 1, 64, 64, 1.0, None, None, DType.f32).tile(isa)
-            assert 1 <= tile <= together
-            assert tile == 1 or tile * 4 < isa.registers
+            shape = AttentionShape(together, 1, 64, 64, 1.0, None, None, DType.f32)
+            tiles = shape.tiles(isa)
+            assert tiles == sorted(set(tiles), reverse=True)
+            assert tiles[-1] == 1
+            assert tiles[0] * 2 < isa.registers
+            assert shape.one_token(isa) in tiles
+            assert shape.one_token(isa) <= together
