@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slmopt.errors import InputError, IRError
 from slmopt.ir.dims import Dim, SymbolicDim
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
-from slmopt.ir.types import DType
+from slmopt.ir.types import DType, QuantizedType
 from slmopt.ir.weights import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -114,12 +114,23 @@ def _linear(op: Op, operands: list[Any], wide: bool) -> Any:
     x, weight = operands[:2]
     bias, residual = [*operands[2:], None, None][:2]
     rows, columns = weight.codes.shape if isinstance(weight, QuantizedTensor) else weight.shape
-    step, parts = max(1, _SLAB // max(columns, 1)), []
-    for start in range(0, max(rows, 1), step):
-        part = slice(start, start + step)
+    step = max(1, _SLAB // max(columns, 1))
+
+    def outputs(part: slice) -> Any:
         added = (None if bias is None else bias[part], None if residual is None else residual[..., part])
-        parts.append(op.spec.reference(op, x, _float(_rows(weight, part), wide), *added))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return op.spec.reference(op, x, _float(_rows(weight, part), wide), *added)
+
+    parts = (outputs(slice(start, start + step)) for start in range(0, max(rows, 1), step))
+    first = next(parts)
+    if rows <= step:
+        return first
+    if first.requires_grad:
+        return torch.cat([first, *parts], -1)
+    found = first.new_empty(*first.shape[:-1], rows)  # small results kept between the slabs would tear up the heap
+    found[..., :step] = first
+    for start, part in zip(range(step, rows, step), parts, strict=True):
+        found[..., start : start + step] = part
+    return found
 
 
 def _in_parts(weight: Any) -> bool:
@@ -156,7 +167,9 @@ def forward(
 
 
 def initial_states(graph: Graph, batch: int, capacity: int, *, rounded: bool = True) -> list[torch.Tensor]:
-    """Zeros for every state of a step graph, in the type it is declared with, or float64 where `rounded` is False."""
+    """Zeros for every state of a step graph, in the type it is declared with, or float64 where `rounded` is False.
+
+    A state of codes is float32: the numbers they stand for."""
     import torch
 
     from slmopt.ir.torch_types import torch_dtype
@@ -164,8 +177,8 @@ def initial_states(graph: Graph, batch: int, capacity: int, *, rounded: bool = T
     sizes: dict[str, Dim] = {"b": batch, "c": capacity}
     states = graph.inputs[len(graph.inputs) - graph.states :]
     types = [state.type.substitute(sizes) for state in states]
-    keep = [rounded or not t.element.is_float for t in types]
-    elements = [torch_dtype(DType(str(t.element))) if k else torch.float64 for t, k in zip(types, keep, strict=True)]
+    plain = [DType.f32 if isinstance(t.element, QuantizedType) else t.element for t in types]
+    elements = [torch_dtype(e) if rounded or not e.is_float else torch.float64 for e in plain]
     shapes = [[int(d) for d in t.shape] for t in types]  # type: ignore[arg-type]
     return [torch.zeros(shape, dtype=element) for shape, element in zip(shapes, elements, strict=True)]
 

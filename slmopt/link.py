@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from slmopt.cache import keep
 from slmopt.errors import ArtifactError, InputError
 
 __all__ = ["c_compiler", "link_library", "runtime_directory", "write_development_files"]
@@ -21,6 +22,7 @@ COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-W
 LINK_FLAGS = ("-shared", "-Wl,-S", "-Wl,--build-id=none", "-Wl,--no-undefined", "-Wl,-Bsymbolic", "-Wl,--as-needed")
 _EXPORTS = "{ global: slm_*; local: *; };\n"
 _MESSAGE_LINES = 30
+_SEARCHED = ("CPATH", "C_INCLUDE_PATH", "GCC_EXEC_PREFIX", "COMPILER_PATH")  # where compilers look besides
 
 
 def runtime_directory() -> Path:
@@ -68,9 +70,7 @@ def link_library(
         staged = [_stage(Path(item), work, f"object{index}.o") for index, item in enumerate(objects)]
         (work / "exports.map").write_text(_EXPORTS)
         prefix = f"-ffile-prefix-map={work}=."
-        for source in names:
-            _run([*command, *COMPILE_FLAGS, prefix, *flags, "-c", source, "-o", source[:-2] + ".o"], work)
-        compiled = [source[:-2] + ".o" for source in names]
+        compiled = [_compile([*command, *COMPILE_FLAGS], [prefix], flags, source, work) for source in names]
         soname = f"-Wl,-soname,lib{name}.so"
         link = [*LINK_FLAGS, soname, "-Wl,--version-script=exports.map", *compiled, *staged, *flags, "-lm", "-lpthread"]
         _run([*command, *link, "-o", "library.so"], work)
@@ -112,6 +112,31 @@ def _stage(source: Path, work: Path, name: str | None = None) -> str:
         raise ArtifactError(f"two files to link are called {name}; rename {source}")
     shutil.copyfile(source, work / name)
     return name
+
+
+def _compile(command: list[str], unnamed: list[str], flags: Sequence[str], source: str, work: Path) -> str:
+    """Compiles a C file of `work`; returns its object's name. Kept on disk by all that decides what comes out.
+
+    `unnamed` flags hold names that leave no trace in the object.
+    """
+    object = work / f"{source[:-2]}.o"
+
+    def make() -> bytes:
+        _run([*command, *unnamed, *flags, "-c", source, "-o", object.name], work)
+        return object.read_bytes()
+
+    headers = sorted(path for path in work.iterdir() if path.suffix == ".h")
+    parts = [*command, *flags, *_identity(command[0]), *(os.environ.get(name, "") for name in _SEARCHED)]
+    texts = [source.encode(), *((path.name.encode() + b"\n" + path.read_bytes()) for path in (work / source, *headers))]
+    object.write_bytes(keep("object", b"\0".join([*(part.encode() for part in parts), *texts]), make))
+    return object.name
+
+
+def _identity(program: str) -> list[str]:
+    """What tells one compiler from another of the same name."""
+    path = Path(os.path.realpath(shutil.which(program) or program))
+    status = path.stat() if path.exists() else None
+    return [str(path), "" if status is None else f"{status.st_size} {status.st_mtime_ns}"]
 
 
 def _run(command: list[str], work: Path) -> None:
