@@ -13,7 +13,7 @@ __all__ = ["FloatBody"]
 
 
 _LINE = 64  # bytes of a cache line
-_STEP = 4  # inputs of one token per round of the loop: at least a cache line of weights of each block
+_STEP = 4  # inputs of one token per round of the loop, at least
 
 
 class FloatBody:
@@ -21,8 +21,8 @@ class FloatBody:
 
         sum[token][block] += x[token][k] * w[block][k]        k = 0, 1, ...: this order whatever the tile
 
-    One token is bound by memory: the weights of each block are fetched `prefetch` bytes ahead. More tokens find most
-    weights in the cache and are bound by the products; conversion to float32 serves all tokens of the tile.
+    One token is bound by memory, many by the products. The weights of each block are fetched `prefetch` bytes ahead:
+    the first tile of tokens finds them in memory, the others in the cache. Conversion to float32 serves a whole tile.
     """
 
     def __init__(self, code: Code, isa: Isa, element: DType, columns: int, prefetch: int) -> None:
@@ -36,12 +36,11 @@ class FloatBody:
         code, lanes = self.code, self.isa.lanes
         sums = [[code.register(lanes, start=broadcast(0.0, lanes)) for _ in rows] for _ in blocks]
         bases = [code.let(tirx.Cast("int64", block) * (self.columns * self.size)) for block in blocks]
-        step = _STEP if len(rows) == 1 else 1
+        step = max(_LINE // self.size, _STEP if len(rows) == 1 else 1)
         whole = self.columns // step * step
         with code.loop(whole // step) as i:
             places = [code.let(base + tirx.Cast("int64", i) * (step * self.size)) for base in bases]
-            if len(rows) == 1:
-                self._fetch(w, places, step)
+            self._fetch(w, places, step)
             for j in range(step):
                 self._add(x, [row + i * step + j for row in rows], w, [place + j * self.size for place in places], sums)
         for column in range(whole, self.columns):
