@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -58,13 +60,30 @@ def _ours(recipe: str, target: str, source: Path, directory: Path) -> Contestant
     name = f"slmopt {recipe}" + ("" if target == "cpu" else f" {target.partition('=')[2]}")
     output = directory / name.replace(" ", "-")
     kernels = directory / f"kernels-{output.name}"
+    shutil.rmtree(kernels, ignore_errors=True)
     file = Path(__file__).parent / "recipes" / f"{recipe}.toml"
     passes = str(file) if file.exists() else recipe
     facts = _compile(source, output, passes, target, kernels)
     facts["warm compile seconds"] = _compile(source, output, passes, target, kernels)["compile seconds"]
-    return Contestant(
-        name, lambda threads: Worker([sys.executable, "-m", "benchmarks.ours_worker", output, str(threads)]), facts
-    )
+    facts |= _state_bytes(output)
+
+    def start(threads: int) -> Worker:
+        return Worker([sys.executable, "-m", "benchmarks.ours_worker", output, str(threads)])
+
+    return Contestant(name, start, {**facts, **_load(start)})
+
+
+def _load(start: Callable[[int], Worker]) -> dict[str, float]:
+    """Seconds in which a program makes a model ready that was read before."""
+    start(1).close()  # converts the model where it has to, and shows what does not work
+    again = start(1)
+    again.close()
+    found: dict[str, float] = again.facts
+    return found
+
+
+def _state_bytes(artifact: Path) -> dict[str, float]:
+    return {"state bytes": json.loads((artifact / "manifest.json").read_text())["bytes"]["state"]}
 
 
 class _Bench:
@@ -83,7 +102,8 @@ class _Bench:
 def _llama(kind: str, variant: str, source: Path, directory: Path) -> Contestant:
     model = LlamaCpp.prepare(source, directory, kind, variant)
     name = f"llama.cpp {kind}" + ("" if variant == "native" else f" {variant}")
-    return Contestant(name, lambda threads: _Bench(model, threads), {"artifact bytes": model.model.stat().st_size})
+    facts = {"artifact bytes": model.model.stat().st_size, "load seconds": model.first_token_seconds()}
+    return Contestant(name, lambda threads: _Bench(model, threads), facts)
 
 
 def _worker(name: str, program: str, bits: int, source: Path, directory: Path) -> Contestant:
@@ -92,11 +112,13 @@ def _worker(name: str, program: str, bits: int, source: Path, directory: Path) -
     python = sys.executable if program == "eager_worker.py" else PYTHON
     script, converted = Path(__file__).parent / "peers" / program, directory / program.partition("_")[0]
 
-    def start(threads: int) -> Program:
+    def start(threads: int) -> Worker:
         return Worker([python, script, source, converted, str(bits), str(threads)])
 
-    start(1).close()  # converts the model, and shows what does not work
-    return Contestant(name, start)
+    facts = _load(start)
+    if converted.is_dir():
+        facts["artifact bytes"] = sum(entry.stat().st_size for entry in converted.rglob("*") if entry.is_file())
+    return Contestant(name, start, facts)
 
 
 CONTESTANTS: dict[str, Callable[[Path, Path], Contestant]] = {

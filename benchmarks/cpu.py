@@ -127,7 +127,7 @@ def main() -> int:
             result["shapes"][name] = measure_shape(
                 name, directory, arguments.programs, bandwidth, arguments.threads, arguments.rounds
             )
-    write_results(arguments.json, result)
+            write_results(arguments.json, result)  # what there is, should the next shape fail
     print_tables(result)
     plot(result, arguments.plot or arguments.json.with_suffix(".svg"))
     return 0

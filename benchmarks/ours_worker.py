@@ -25,7 +25,9 @@ def main() -> None:
     from slmopt.runtime import open as open_artifact
 
     path, threads = Path(sys.argv[1]), int(sys.argv[2])
+    start = time.perf_counter()
     model = open_artifact(path, threads)
+    opened = time.perf_counter() - start
     numbers = random.Random(1)
     session = model.session(threads=threads)
 
@@ -42,7 +44,7 @@ def main() -> None:
         return time.perf_counter() - begin
 
     prefill(64)
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps({"load seconds": opened}), flush=True)
     for line in sys.stdin:
         question = json.loads(line)
         found = {"open seconds": open_again()}

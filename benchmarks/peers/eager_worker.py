@@ -19,8 +19,9 @@ def main() -> None:
 
     torch.set_num_threads(int(sys.argv[4]))
     element = torch.float32 if sys.argv[3] == "32" else torch.bfloat16
+    begin = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=element).eval()
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps({"load seconds": time.perf_counter() - begin}), flush=True)
     for _ in sys.stdin:
         with torch.no_grad():
             start = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,13 @@ class LlamaCpp:
             script = Path(__file__).with_name("gguf_files.py")
             subprocess.run([PYTHON, script, source, path, kind], check=True)
         return cls(path, kind, variant)
+
+    def first_token_seconds(self) -> float:
+        """From the start of the program to one token of a prompt: loading is most of it."""
+        command = [str(llama_bench(self.variant)), "-m", str(self.model), "-p", "1", "-n", "0", "-r", "1"]
+        start = time.perf_counter()
+        _run([*command, "--no-warmup"])
+        return time.perf_counter() - start
 
     def measure(self, prompts: list[int], depths: list[int], decoded: int, threads: int) -> dict[str, float]:
         """Tokens per second: `prefill N` of prompts, `decode at N` of `decoded` tokens at depths; and `peak bytes`."""

@@ -35,7 +35,9 @@ def serve(directory: Path, threads: int) -> None:
     config = json.loads(path.read_text())
     config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
     path.write_text(json.dumps(config, indent=2))
+    start = time.perf_counter()
     model = genai.Model(str(directory))
+    loaded = time.perf_counter() - start
     numbers = np.random.default_rng(1)
 
     def measure(prompt: int, count: int) -> tuple[float, float]:
@@ -51,7 +53,7 @@ def serve(directory: Path, threads: int) -> None:
         return prompt / (middle - start), count / max(time.perf_counter() - middle, 1e-9)
 
     measure(16, 4)
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps({"load seconds": loaded}), flush=True)
     for line in sys.stdin:
         question = json.loads(line)
         found = {f"prefill {length}": measure(length, 0)[0] for length in question["prompts"]}

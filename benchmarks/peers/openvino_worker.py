@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def serve(directory: Path, threads: int) -> None:
     import openvino
     import openvino_genai
 
+    start = time.perf_counter()
     pipeline = openvino_genai.LLMPipeline(str(directory), "CPU", INFERENCE_NUM_THREADS=threads)
+    loaded = time.perf_counter() - start
     numbers = np.random.default_rng(1)
 
     def generate(prompt: int, count: int) -> Any:
@@ -45,7 +48,7 @@ def serve(directory: Path, threads: int) -> None:
         return pipeline.generate(ids, max_new_tokens=count, ignore_eos=True, do_sample=False).perf_metrics
 
     generate(16, 4)
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps({"load seconds": loaded}), flush=True)
     for line in sys.stdin:
         question = json.loads(line)
         found = {}

@@ -24,7 +24,7 @@ class Worker:
 
     def _answer(self) -> Any:
         for line in self._process.stdout or ():
-            if line.startswith(("{", '"')):
+            if line.startswith("{"):
                 return json.loads(line)
         raise OSError(f"{self._command} ended with status {self._process.wait()}")
 
