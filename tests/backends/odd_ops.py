@@ -20,6 +20,14 @@ __all__ = ["add_attention", "odd_ops"]
 ELEMENTS = ("f32", "f16", "bf16", "q4g32", "q4g32a", "q4c", "q8g32", "q8c")
 ROW_COUNTS = (1, 3, 15, 17, 20, 33, 36, 67, 131)  # below, at and above what blocks of 4, 8, 16 and 32 hold
 COLUMN_COUNTS = (1, 3, 20, 31, 33, 36, 45, 52, WIDTH)
+# (heads, heads of keys, their size, the size of values, options). An attention kernel takes a second to compile.
+ATTENTION: tuple[tuple[int, int, int, int, dict[str, Any]], ...] = (
+    (1, 1, 20, 20, {}), (6, 2, 11, 7, {"window": 5, "softcap": 3.0}),
+)  # fmt: skip
+MORE_ATTENTION: tuple[tuple[int, int, int, int, dict[str, Any]], ...] = (
+    (3, 3, 20, 20, {"window": 5}), (4, 2, 1, 3, {"window": 1}), (5, 1, 11, 1, {"softcap": 3.0}), (3, 1, 5, 7, {}),
+    (1, 1, 77, 33, {"window": 16}), (7, 1, 11, 36, {}),
+)  # fmt: skip
 
 SUM_ERROR = 3e-6  # of the sum of all |x w|: up to 77 products and sums, each rounded to 2^-24, and the interpreter's
 NORM_ERROR = 2e-6  # of the largest number: a sum of squares, a root, two products
@@ -30,14 +38,14 @@ ATTENTION_ERROR = {"f32": 2e-6, "f16": 3e-3}  # of the largest value: float32 su
 
 
 def odd_ops(seed: int = 0, shapes: int = 1) -> OpModule:
-    """All of them, their sizes drawn by `seed`: `shapes` of each type of linear."""
+    """All of them, their sizes drawn by `seed`: `shapes` of each type of linear, more of attention where not 1."""
     ops = OpModule(seed)
     _add_linears(ops, shapes)
     _add_embeddings(ops)
     _add_rows(ops)
     _add_ropes(ops)
     _add_primitives(ops)
-    add_attention(ops)
+    add_attention(ops, more=shapes > 1)
     ops.finish()
     return ops
 
@@ -96,15 +104,15 @@ def _add_embeddings(ops: OpModule) -> None:
 
 def _add_rows(ops: OpModule) -> None:
     """Quantization, norms and gated units, as float32 and as 8-bit rows."""
-    for width in (20, WIDTH):
+    for width in (31, WIDTH):  # the rest of 31 is 16, 8, 4, 2 and 1
         ops.show(f"quantize_rows {width}", _identity(ops, ops.add("quantize_rows", [ops.part(0, width)])), error=0)
-    for width in (20, WIDTH):
+    for width in (31, WIDTH):  # the rest of 31 is 16, 8, 4, 2 and 1
         weight = ops.numbers(width)
         operands: list[Operand] = [ops.part(0, width), ops.weight(weight)]
         _both(ops, f"rms_norm {width}", "rms_norm", operands, NORM_ERROR, eps=1e-5)
         shifted = [*operands, ops.weight(ops.numbers(width))]
         _both(ops, f"layer_norm {width}", "layer_norm", shifted, NORM_ERROR, size=partial(_spread, weight), eps=1e-5)
-    width = 20
+    width = 31
     for activation in (None, "silu", "gelu", "relu"):
         operands = [ops.part(0, width), ops.part(WIDTH - width, width)]
         exact = activation in (None, "relu")
@@ -173,13 +181,10 @@ def _rows(ops: OpModule, x: Value) -> Value:
     return ops.add("reshape", [back], shape=(symbol("b"), symbol("s"), heads * size))
 
 
-def add_attention(ops: OpModule, cache: str = "f32") -> None:
+def add_attention(ops: OpModule, cache: str = "f32", *, more: bool = False) -> None:
     """One head, and heads that share keys, of odd sizes, with and without a window and a soft cap."""
     x = ops.add("tanh", [ops.x])
-    shapes: tuple[tuple[int, int, int, int, dict[str, Any]], ...] = (
-        (1, 1, 20, 20, {}), (3, 3, 20, 20, {"window": 5}), (4, 2, 1, 3, {"window": 1}), (5, 1, 11, 1, {"softcap": 3.0}),
-    )  # fmt: skip
-    for heads, shared, size, value_size, options in shapes:
+    for heads, shared, size, value_size, options in ATTENTION + MORE_ATTENTION * more:
         parts = [
             _heads(ops, ops.add("slice", [x], axis=-1, start=start, stop=start + count * width), count, width)
             for start, count, width in (

@@ -25,7 +25,7 @@ __all__ = ["INTEGERS", "NORMALS", "ROWS", "UNUSUAL", "WIDTH", "CompiledOps", "Op
 
 WIDTH = 77  # columns of the table, no multiple of anything a kernel is blocked by
 CONTEXT = 40
-VOCABULARY = 4096  # rows of the table, room for the columns of all results
+VOCABULARY = 16384  # rows of the table, room for the columns of all results
 INTEGERS, NORMALS, UNUSUAL = range(24), range(24, 56), range(56, 64)  # rows of the table, see `_table_rows`
 ROWS = len(INTEGERS) + len(NORMALS) + len(UNUSUAL)
 

@@ -41,7 +41,7 @@ def test_any_numbers_are_as_near_as_promised(compiled_ops: CompiledOps, ids: lis
         compiled_ops.ops.check(feed(session, ids, cuts), ids)
 
 
-@pytest.mark.parametrize("rows", [INTEGERS, NORMALS, UNUSUAL], ids=["whole", "normal", "unusual"])
+@pytest.mark.parametrize("rows", [INTEGERS, range(ROWS)], ids=["whole", "any"])
 def test_every_number_of_tokens(compiled_ops: CompiledOps, rows: range) -> None:
     with compiled_ops.model.session(threads=1) as session:
         for tokens in range(1, TOKENS + 1):
@@ -49,17 +49,18 @@ def test_every_number_of_tokens(compiled_ops: CompiledOps, rows: range) -> None:
             compiled_ops.ops.check(feed(session, ids, []), ids)
 
 
+@pytest.mark.slow  # `test_small_models` has such caches
 @pytest.mark.parametrize("isa", [isa.name for isa in host_isas()])
 def test_attention_over_a_cache_of_half_precision(isa: str, tmp_path: Path) -> None:
     ops = OpModule(0)
-    add_attention(ops, "f16")
+    add_attention(ops, "f16", more=True)
     ops.finish()
     _check_everywhere(ops, isa, tmp_path, "f16")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", [isa.name for isa in host_isas()])
-@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_more_shapes(isa: str, seed: int, tmp_path: Path) -> None:
     _check_everywhere(odd_ops(seed, shapes=3), isa, tmp_path, "f32")
 
