@@ -61,21 +61,21 @@ class QuantizedBody:
     ) -> None:
         """Add a group of 32 inputs of some blocks, whose weights lie at `places`.
 
-        Weights are unpacked once for all rows, inputs are read once for all blocks. Prefetches stand between the
-        quarters of a group, as a compiler keeps them in order with other reads: without them it adds up token by token,
-        and every sum then waits for the one before.
+        Weights are unpacked once for all rows. Inputs are read once for all blocks: with one block there are as many
+        reads as products, and a core that can do two of either a cycle has to wait for both.
         """
         code, lanes, groups = self.code, self.isa.lanes, self.groups
         zero = stored_zero(self.isa, self.element)
+        for place in places:
+            self._fetch(w, place)
         scales = [self._scales(w, place) for place in places]
         totals = [code.let(x.load_as("int32", row + (GROUP + 4) * groups + group * 4, 4)) for row in rows]
         starts = [broadcast(total * -zero if zero else 0, lanes, "int32") for total in totals]
         products = [[self.dot.begin(start) for start in starts] for _ in places]
+        vectors = [[self._codes(w, place + scales[0].bytes, quarter) for quarter in range(4)] for place in places]
         for quarter in range(4):
-            self._fetch(w, places, quarter)
-            vectors = [self._codes(w, place + scales[0].bytes, quarter) for place in places]
             for half in range(2):
-                prepared = [self.dot.prepare(vector[half]) for vector in vectors]
+                prepared = [self.dot.prepare(codes[quarter][half]) for codes in vectors]
                 for i, row in enumerate(rows):
                     inputs = x.load_as("int32", row + group * GROUP + 16 * half + 4 * quarter, 4)
                     for dots, weights in zip(products, prepared, strict=True):
@@ -97,14 +97,12 @@ class QuantizedBody:
             shared = factor * broadcast(tirx.Cast("float32", total), lanes)
             sum.set(multiply_add(isa, lanes, scale.minima, shared, sum.value))
 
-    def _fetch(self, w: Memory, places: list[Any], quarter: int) -> None:
-        """Ask for a quarter of the lines of the group that lies `prefetch` bytes further on in each block."""
+    def _fetch(self, w: Memory, place: Any) -> None:
+        """Ask for the group that lies `prefetch` bytes further on."""
         from tvm import tirx
 
-        if not self.prefetch:
-            return
-        for line in range(64 * quarter, group_bytes(self.isa, self.element), 4 * 64):
-            for place in places:
+        if self.prefetch:
+            for line in range(0, group_bytes(self.isa, self.element), 64):
                 self.code.emit(tirx.Evaluate(_prefetch(w.address(place + (self.prefetch + line)))))
 
     def _scales(self, w: Memory, place: Any) -> _Scales:
