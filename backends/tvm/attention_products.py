@@ -13,6 +13,7 @@ they are: scores of a group of 32 numbers are multiplied by the keys' scales, we
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from slmopt.backends.tvm.attention_cache import CacheReader
@@ -98,17 +99,18 @@ class Products:
         step = min(self._chains(), count)
         for chains in self._passes(len(places), step):
             sums = self._sum_products(queries, places, (start, count, step), chains)
-            for h in range(self.tile):
-                for v in range(len(places)):
-                    place = h * STEP + column + v * lanes
-                    value = _add([sums[h, v, chain].value for chain in chains])
-                    if scales and (index or chains[0]):
-                        value = multiply_add(self.isa, lanes, value, scales[v], scores.load(place, lanes))
+            for h, v in product(range(self.tile), range(len(places))):
+                place = h * STEP + column + v * lanes
+                total = None if chains[0] == 0 and index == 0 else scores.load(place, lanes)
+                for chain in chains:
+                    value = sums[h, v, chain].value
+                    if scales and total is not None:
+                        total = multiply_add(self.isa, lanes, value, scales[v], total)
                     elif scales:
-                        value = value * scales[v]
-                    elif chains[0]:
-                        value = scores.load(place, lanes) + value
-                    scores.store(place, value, lanes)
+                        total = value * scales[v]
+                    else:
+                        total = value if total is None else total + value
+                scores.store(place, total, lanes)
 
     def _passes(self, vectors: int, parts: int) -> list[range]:
         """The partial sums that are computed at once: all, or where registers do not suffice, one after another."""

@@ -28,7 +28,7 @@ from slmopt.backends.tvm.cache import KEY_BLOCK
 from slmopt.backends.tvm.code import Code, Memory
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.row_output import each_chunk
-from slmopt.backends.tvm.vector_math import add_all, broadcast, exp, max_all, tanh
+from slmopt.backends.tvm.vector_math import add_all, broadcast, exp, max_all, multiply_add, tanh
 from slmopt.ir.types import Element
 
 __all__ = ["AttentionShape", "Operands", "attend"]
@@ -186,13 +186,15 @@ class _Tile:
         with code.loop(self.tile) as h:
             row, at = code.let(h * STEP + begin * lanes), code.let(h * lanes)
             largest = code.let(broadcast(self.maxima.load(h), lanes))
-            total = code.register(lanes, start=self.totals.load(at, lanes) * broadcast(self.shrinks.load(h), lanes))
+            total = code.register(lanes, start=broadcast(0.0, lanes))
             with code.loop(count) as i:
                 place = code.let(row + i * lanes)
                 weight = exp(isa, lanes, self.scores.load(place, lanes) - largest, code.let)
                 self.scores.store(place, weight, lanes)
                 total.set(total.value + weight)
-            self.totals.store(at, total.value, lanes)
+            # Written as one operation: a compiler that may fuse a product and a sum does so in some tiles only.
+            shrink = code.let(broadcast(self.shrinks.load(h), lanes))
+            self.totals.store(at, multiply_add(isa, lanes, self.totals.load(at, lanes), shrink, total.value), lanes)
 
     def _adjust(self, value: Any, key: Any, here: Any, h: Any) -> Any:
         """Soft cap, ALiBi and mask of the scores of the keys from `key` on; both count from the step's first key."""

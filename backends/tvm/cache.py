@@ -1,7 +1,13 @@
 """Key and value caches, and how new rows enter them.
 
     keys    [g][c/16][d][16]   16 positions side by side: a score vector needs no reduction across lanes
-    values  [g][c][d]          one row per position
+    values  [g][c/16][16][d]   one row per position
+
+Of f32 and f16 that is all. A cache of q8g32 holds bytes, and behind the codes of each block of 16 positions its scales,
+G = ceil(d / 32) float32 for a position, 36 bytes for 32 numbers where d is a multiple of 32:
+
+    keys    [g][c/16] { int8 code[d][16] | float scale[G][16] }
+    values  [g][c/16] { int8 code[16][d] | float scale[G][16] }
 
     void k(T *cache, const float *x, int32_t lo, int32_t hi, int32_t position, int32_t x_s0, int32_t x_s1,
            int32_t capacity)
@@ -11,13 +17,15 @@ writes tokens lo..hi of a step at positions position + lo...; x is [token][head]
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from slmopt.backends.tvm.code import Code
+from slmopt.backends.tvm.code import Code, Memory
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
 from slmopt.backends.tvm.packing import GROUP
-from slmopt.backends.tvm.row_output import each_chunk
+from slmopt.backends.tvm.row_output import chunks, each_chunk, snap_group
+from slmopt.backends.tvm.vector_math import broadcast
 from slmopt.ir.types import DType, Element
 
 __all__ = ["C_TYPES", "KEY_BLOCK", "STORED", "block_size", "cache_bytes", "cache_update", "is_quantized"]
@@ -55,28 +63,73 @@ def cache_update(isa: Isa, *, layout: str, element: Element, heads: int, head_di
         code = Code(name)
         cache, x = code.pointer("cache", STORED[str(element)]), code.pointer("x", "float32")
         lo, hi, position, x_s0, x_s1, capacity = code.numbers(numbers)
-        kind = STORED[str(element)]
+        write = _write_codes if is_quantized(element) else _write_numbers
         with code.loop(hi - lo) as i, code.loop(heads) as head:
             token = code.let(lo + i)
             place, source = code.let(tirx.Cast("int64", position + token)), code.let(token * x_s0 + head * x_s1)
-            base = tirx.Cast("int64", head) * tirx.Cast("int64", capacity) * head_dim
-            if layout == "keys":
-                block, lane = tirx.floordiv(place, KEY_BLOCK), tirx.floormod(place, KEY_BLOCK)
-                start = code.let(base + block * (head_dim * KEY_BLOCK) + lane)
-                with code.loop(head_dim) as j:
-                    value = tirx.Cast(kind, x.load(source + j)) if kind != "float32" else x.load(source + j)
-                    cache.store(start + tirx.Cast("int64", j) * KEY_BLOCK, value)
-            else:
-                start = code.let(base + place * head_dim)
-
-                def copy(at: Any, lanes: int) -> None:
-                    value = x.load(source + at, lanes)
-                    narrow = kind if lanes == 1 else f"{kind}x{lanes}"
-                    value = tirx.Cast(narrow, value) if kind != "float32" else value
-                    cache.store(start + (tirx.Cast("int64", at) if not isinstance(at, int) else at), value, lanes)
-
-                each_chunk(code, head_dim, isa.lanes, copy)
+            blocks = tirx.Cast("int64", head) * tirx.floordiv(tirx.Cast("int64", capacity), KEY_BLOCK)
+            block = code.let((blocks + tirx.floordiv(place, KEY_BLOCK)) * block_size(element, head_dim))
+            write(code, isa, cache, x, _Row(layout, head_dim, block, code.let(tirx.floormod(place, KEY_BLOCK)), source))
         return code.finish()
 
     parameters = (f"{C_TYPES[str(element)]} *cache", "const float *x", *(f"int32_t {n}" for n in numbers.split()))
     return Kernel(name, parameters, build)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of `size` numbers at x[source], that goes to a position of a block."""
+
+    layout: str
+    size: int
+    block: Any
+    position: Any
+    source: Any
+
+    @property
+    def first(self) -> Any:
+        """The place of its first number."""
+        return self.block + (self.position if self.layout == "keys" else self.position * self.size)
+
+    @property
+    def step(self) -> int:
+        """From one number to the next."""
+        return KEY_BLOCK if self.layout == "keys" else 1
+
+
+def _write_numbers(code: Code, isa: Isa, cache: Memory, x: Memory, row: _Row) -> None:
+    from tvm import tirx
+
+    start = code.let(row.first)
+
+    def copy(at: Any, lanes: int) -> None:
+        value = x.load(row.source + at, lanes)
+        kind = cache.element if lanes == 1 else f"{cache.element}x{lanes}"
+        value = tirx.Cast(kind, value) if cache.element != "float32" else value
+        cache.store(start + (at if isinstance(at, int) else tirx.Cast("int64", at)) * row.step, value, lanes)
+
+    if row.step == 1:
+        each_chunk(code, row.size, isa.lanes, copy)
+    else:
+        with code.loop(row.size) as j:
+            copy(j, 1)
+
+
+def _write_codes(code: Code, isa: Isa, cache: Memory, x: Memory, row: _Row) -> None:
+    """Snapped as quantize_rows does, 32 numbers at a time."""
+    from tvm import tirx
+
+    numbers, codes, lanes = code.local(GROUP), code.local(GROUP, "uint8"), isa.lanes
+    start, scales = code.let(row.first), code.let(row.block + KEY_BLOCK * row.size + row.position * 4)
+    for group in range(-(-row.size // GROUP)):
+        begin, count = group * GROUP, min(GROUP, row.size - group * GROUP)
+        for at in range(0, GROUP, lanes):
+            numbers.store(at, broadcast(0.0, lanes), lanes)
+        for at, part in [*((at, lanes) for at in range(0, count - count % lanes, lanes)), *chunks(count, lanes)]:
+            numbers.store(at, x.load(row.source + begin + at, part), part)
+        scale, snapped = snap_group(code, isa, [code.let(numbers.load(at, lanes)) for at in range(0, GROUP, lanes)])
+        for index, vector in enumerate(snapped):
+            codes.store(index * lanes, tirx.reinterpret(f"uint8x{lanes}", tirx.Cast(f"int8x{lanes}", vector)), lanes)
+        with code.loop(count) as j:
+            cache.store(start + tirx.Cast("int64", begin + j) * row.step, codes.load(j))
+        cache.store(scales + group * KEY_BLOCK * 4, tirx.reinterpret("uint8x4", scale), 4)

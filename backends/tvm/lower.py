@@ -18,7 +18,7 @@ from slmopt.ir.dims import Dim, product, symbol
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.ir.ops.shape import dims_of, slice_bounds
 from slmopt.ir.step import POSITION, TOKENS
-from slmopt.ir.types import DType, TensorType
+from slmopt.ir.types import DType, Element, TensorType
 
 __all__ = ["Argument", "Cache", "Call", "Lowering", "find_tail"]
 
@@ -47,11 +47,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache state: keys [g][c/16][d][16] or values [g][c][d], in `buffer`."""
+    """A cache state: "keys" or "values" (layouts: cache.py), in `buffer`."""
 
     buffer: Buffer
     layout: str
-    element: DType
+    element: Element
     heads: int
     size: int
 

@@ -15,7 +15,7 @@ from slmopt.backends.tvm.packing import GROUP
 from slmopt.backends.tvm.vector_math import add_all, broadcast, max_all
 from slmopt.errors import UnsupportedError
 
-__all__ = ["chunks", "each_chunk", "output_pointer", "write_row"]
+__all__ = ["chunks", "each_chunk", "output_pointer", "snap_group", "write_row"]
 
 _ROUNDER, _ROUNDER_BITS = 12582912.0, 0x4B400000
 
@@ -76,10 +76,11 @@ def write_row(code: Code, isa: Isa, width: int, output: str, out: Memory, place:
         _write_group(code, isa, width, out, place, whole, vectors)
 
 
-def _write_group(code: Code, isa: Isa, width: int, out: Memory, place: Any, group: Any, vectors: list[Any]) -> None:
+def snap_group(code: Code, isa: Isa, vectors: list[Any]) -> tuple[Any, list[Any]]:
+    """The scale of the numbers of a group, and their codes as int32 vectors."""
     from tvm import tirx
 
-    lanes, groups = isa.lanes, -(-width // GROUP)
+    lanes = isa.lanes
     zero = broadcast(0.0, lanes)
     largest = zero
     for vector in vectors:
@@ -87,13 +88,23 @@ def _write_group(code: Code, isa: Isa, width: int, out: Memory, place: Any, grou
         largest = code.let(tirx.Select(largest >= size, largest, size))  # a row of NaN has the scale NaN
     scale = code.let(max_all(lanes, code.let(largest)) / tirx.const(127.0, "float32"))
     divisor = code.let(broadcast(tirx.Select(scale > 0.0, scale, tirx.const(1.0, "float32")), lanes))
-    total: Any = None
-    for index, vector in enumerate(vectors):
+    codes = []
+    for vector in vectors:
         # Added to 1.5 2^23, the quotient lies in the lowest bits, rounded to even: no call of libm on old processors.
         shifted = code.let(vector / divisor + broadcast(_ROUNDER, lanes))
         rounded = tirx.reinterpret(f"int32x{lanes}", shifted) - broadcast(_ROUNDER_BITS, lanes, "int32")
         limit = broadcast(127, lanes, "int32")  # passed where the scale is subnormal and so inexact
-        codes = code.let(tirx.max(tirx.min(rounded, limit), broadcast(-127, lanes, "int32")))
+        codes.append(code.let(tirx.max(tirx.min(rounded, limit), broadcast(-127, lanes, "int32"))))
+    return scale, codes
+
+
+def _write_group(code: Code, isa: Isa, width: int, out: Memory, place: Any, group: Any, vectors: list[Any]) -> None:
+    from tvm import tirx
+
+    lanes, groups = isa.lanes, -(-width // GROUP)
+    scale, snapped = snap_group(code, isa, vectors)
+    total: Any = None
+    for index, codes in enumerate(snapped):
         total = codes if total is None else total + codes
         narrow = tirx.reinterpret(f"uint8x{lanes}", tirx.Cast(f"int8x{lanes}", codes))
         out.store(place + group * GROUP + index * lanes, narrow, lanes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from slmopt.backends.tvm import attention as attention_kernels
-from slmopt.backends.tvm.cache import cache_bytes, cache_update
+from slmopt.backends.tvm.cache import STORED, cache_bytes, cache_update
 from slmopt.backends.tvm.embedding import embedding
 from slmopt.backends.tvm.glu import glu
 from slmopt.backends.tvm.linear import linear
@@ -154,11 +154,11 @@ def _cache(lowering: Lowering, state: Value, op: Op) -> Cache:
     layout = "keys" if roles == {1} else "values"
     _, heads, capacity, size = (known_size(d, op) for d in state.shape)
     element = state.type.element
-    if element not in (DType.f32, DType.f16):
-        raise UnsupportedError(f"{op.describe()}: no kernel for a cache of {element}; expected f32 or f16")
+    if str(element) not in STORED:
+        raise UnsupportedError(f"{op.describe()}: no kernel for a cache of {element}; expected {', '.join(STORED)}")
     buffer = Buffer(state.name, "state", cache_bytes(layout, element, heads, capacity, size))
     lowering.states.append(buffer)
-    cache = lowering.caches[state] = Cache(buffer, layout, DType(element), heads, size)
+    cache = lowering.caches[state] = Cache(buffer, layout, element, heads, size)
     return cache
 
 

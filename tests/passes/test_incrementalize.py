@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from slmopt.errors import InputError, IRError, UnsupportedError
 from slmopt.interpreter import forward, step_through
+from slmopt.ir import Graph, tensor
+from slmopt.ir.ops.language import quantize_rows
+from slmopt.ir.text import parse_module
 from slmopt.passes.incrementalize import Incrementalize
 from tests.passes.toys import apply, graph_text, relative_error, toy
 
@@ -90,6 +93,36 @@ def test_a_half_precision_cache_is_near(parts: list[int]) -> None:
     module, _ = apply(toy(GRAPHS["causal"], 0, IDS), Incrementalize(cache="f16"))
     ids = ids_of(2, sum(parts), 1)
     assert relative_error(step_through(module, ids, parts), forward(module, ids)) < 2e-3  # float16: 2^-11 a number
+
+
+@given(splits())
+@settings(deadline=None, max_examples=20)
+def test_a_cache_of_codes_is_near_and_exact_unrounded(parts: list[int]) -> None:
+    module, _ = apply(toy(GRAPHS["causal"], 0, IDS), Incrementalize(cache="q8"))
+    ids = ids_of(2, sum(parts), 1)
+    expected = forward(module, ids)
+    assert relative_error(step_through(module, ids, parts), expected) < 2e-2  # half a step of amax / 127 a number
+    assert relative_error(step_through(module, ids, parts, rounded=False), expected) < 1e-4
+
+
+def test_a_cache_of_codes_holds_what_quantize_rows_gives() -> None:
+    module, _ = apply(toy(GRAPHS["causal"], 0, IDS), Incrementalize(cache="q8"))
+    step = module.graph("step")
+    assert [str(value.type) for value in step.inputs[2:]] == ["q8g32[b, 2, c, 8]"] * 2
+    assert parse_module(str(module)).graph("step") == step
+    (update, _) = [op for op in step.walk() if op.name == "cache_update"]
+    cache, new = torch.zeros(1, 2, 6, 8), torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    following = update.spec.reference(update, cache, new, torch.tensor(2))
+    assert following[:, :, 2:5].equal(quantize_rows(new))
+    assert not following[:, :, [0, 1, 5]].any()
+
+
+def test_a_cache_of_other_codes_is_an_error() -> None:
+    graph = Graph("g")
+    types = [tensor("q4g32", 1, 2, "c", 8), tensor("f32", 1, 2, "t", 8), tensor("i64")]
+    values = [graph.add_input(name, type) for name, type in zip("cxp", types, strict=True)]
+    with pytest.raises(IRError, match="a cache of codes is q8g32"):
+        graph.add("cache_update", values)
 
 
 def test_golden() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from slmopt.errors import IRError, UnsupportedError
 from slmopt.ir.dims import Dim, dim_symbols, product
 from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.ops.language import QUANTIZED_ROWS, quantize_rows
 from slmopt.ir.spec import OpSpec, Required
 from slmopt.ir.step import StepBuilder
-from slmopt.ir.types import DType, TensorType
+from slmopt.ir.types import DType, QuantizedType, TensorType
 
 __all__ = ["SPECS"]
 
@@ -142,14 +143,21 @@ def _cache_update(op: Op) -> TensorType:
     if not same or position.shape != ():
         expected = "cache [b, g, c, d], new [b, g, t, d] and a scalar position"
         raise IRError(f"expected {expected}, got {cache}, {new}, {position}")
+    if isinstance(cache.element, QuantizedType) and cache.element != QUANTIZED_ROWS:
+        raise IRError(f"a cache of codes is {QUANTIZED_ROWS}, got {cache}")
     return cache
 
 
 def _cache_update_reference(op: Op, cache: Any, new: Any, position: Any) -> Any:
+    import torch
+
     start = int(position)
     if start + new.shape[2] > cache.shape[2]:
         raise IRError(f"{op.describe()}: position {start} + {new.shape[2]} tokens pass the capacity {cache.shape[2]}")
     following = cache.clone()
+    # Codes are held as the numbers they stand for; a cache in float64 is one that is not to be rounded.
+    if isinstance(operand_type(op.operands[0]).element, QuantizedType) and cache.dtype != torch.float64:
+        new = quantize_rows(new.float())
     following[:, :, start : start + new.shape[2]] = new.to(cache.dtype)
     return following
 
@@ -189,8 +197,8 @@ SPECS: tuple[OpSpec, ...] = (
            "the cache with `new` [b, g, t, d] written at position, position + 1, ...",
            mixes=lambda op, symbol: True,
            meaning="The result is cache [b, g, c, d], with new[..., i, :] converted to its element type in place of "
-                   "cache[..., position + i, :]. position has no axes; position + t is at most c. The result may use "
-                   "the memory of the cache where nothing else reads it.",
+                   "cache[..., position + i, :]; to q8g32 as quantize_rows converts. position has no axes; position + "
+                   "t is at most c. The result may use the memory of the cache where nothing else reads it.",
            example="%cache: f16[b, 2, c, 16], %new: f32[b, 2, t, 16], %position: i64[] -> cache_update(%cache, %new, "
                    "%position) : f16[b, 2, c, 16]"),
 )  # fmt: skip
