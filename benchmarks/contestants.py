@@ -123,6 +123,7 @@ def _worker(name: str, program: str, bits: int, source: Path, directory: Path) -
 
 CONTESTANTS: dict[str, Callable[[Path, Path], Contestant]] = {
     "w4": lambda source, directory: _ours("w4", "cpu", source, directory),
+    "w4-kv8": lambda source, directory: _ours("w4-kv8", "cpu", source, directory),
     "w8": lambda source, directory: _ours("w8", "cpu", source, directory),
     "f16": lambda source, directory: _ours("f16", "cpu", source, directory),
     "bf16": lambda source, directory: _ours("bf16", "cpu", source, directory),

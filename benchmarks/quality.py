@@ -17,7 +17,7 @@ from benchmarks.report import write_results
 
 _SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _RESULTS = Path(__file__).parent / "results" / "quality.json"
-_PRESETS = ("f32", "f16", "w8", "w4")
+_PRESETS = ("f32", "f16", "w8", "w4", "w4-kv8")
 
 
 def measure(model: Path, text: str, directory: Path) -> dict[str, dict[str, float]]:

@@ -89,7 +89,7 @@ def slmopt_frontends() -> Mapping[str, str]:
 @slmopt_plugin
 def slmopt_recipes() -> Mapping[str, Path]:
     """The presets, one TOML file each."""
-    return {name: _RECIPES / f"{name}.toml" for name in ("f32", "f16", "w8", "w4")}
+    return {name: _RECIPES / f"{name}.toml" for name in ("f32", "f16", "w8", "w4", "w4-kv8")}
 
 
 @slmopt_plugin

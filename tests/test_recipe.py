@@ -86,5 +86,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="cannot be read"):
         read_recipe(tmp_path / "bytes.toml")
-    with pytest.raises(InputError, match="unknown recipe 'w5'; known: f32, f16, w8, w4"):
+    with pytest.raises(InputError, match="unknown recipe 'w5'; known: f32, f16, w8, w4, w4-kv8"):
         registry().find_recipe("w5")
