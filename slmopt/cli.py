@@ -30,6 +30,7 @@ _COMMANDS = {
     "eval": ("eval", "measure perplexity and other metrics of a model on a text"),
     "bisect": ("bisect", "find the pass and the rewrites that break a property, and write a reproducer"),
     "bench": ("bench", "measure the speed of a compiled model"),
+    "tune": ("tune", "measure how a model's matrix products run best here, for an instruction set of its own"),
     "demo": ("demo", "compile the bundled model and let it write"),
     "passes": ("passes", "list passes and their options"),
     "targets": ("targets", "list targets and what this machine can do with them"),

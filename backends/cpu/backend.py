@@ -123,6 +123,12 @@ class CpuBackend:
             _write_descriptions(artifact, module, facts, plan, ledger, recipe)
         return Path(output)
 
+    def tune(self, module: Module, target: Target, *, rounds: int, report: BuildReport = _silent) -> str:
+        """The target's instruction set as TOML, its matrix products as they run best here for the module's shapes."""
+        from slmopt.backends.tvm.tuning import tune
+
+        return tune(module, CpuOptions.of(target, module, self.isas).isa, rounds, report)
+
     def _lower(self, module: Module, options: CpuOptions) -> Lowering:
         capacity = -(-options.context // KEY_BLOCK) * KEY_BLOCK
         step = module.graph("step").copy(dims={"b": 1, CAPACITY: capacity})

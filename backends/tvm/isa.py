@@ -14,7 +14,7 @@ from slmopt.backends.tvm.tuning_table import TunedLinear, read_entries
 from slmopt.errors import InputError, PluginWarning, nearest
 from slmopt.offers import Offer
 
-__all__ = ["DOTS", "Isa", "Isas", "read_isa"]
+__all__ = ["DOTS", "Isa", "Isas", "missing_flags", "read_isa"]
 
 DOTS = ("vpdpbusd", "maddubs", "maddwd")  # the ways of summing 8-bit products that `dot_products` knows
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -161,6 +161,11 @@ class Isas:
                     self._broken.add(name)
                     warnings.warn(str(error), PluginWarning, stacklevel=3)
         return sorted(found, key=lambda isa: (-isa.rank, isa.name))
+
+
+def missing_flags(isa: Isa) -> list[str]:
+    """What this processor lacks of an instruction set, as /proc/cpuinfo spells it."""
+    return sorted(set(isa.flags) - _host_flags())
 
 
 def _host_flags() -> set[str]:
