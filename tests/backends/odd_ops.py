@@ -62,7 +62,7 @@ def _add_linears(ops: OpModule, shapes: int) -> None:
             x = ops.add("quantize_rows", [x]) if quantized else x
             for exact in (True, False):
                 matrix = ops.matrix(element, rows, columns, exact=exact)
-                values = matrix.dequantize() if isinstance(matrix, QuantizedTensor) else matrix
+                weights = _sizes(matrix)
                 bias = (ops.whole(99, rows) if exact else ops.numbers(rows)) if option in ("bias", "all") else None
                 operands: list[Operand] = [x, ops.weight(matrix, element)]
                 operands += [None if bias is None else ops.weight(bias)]
@@ -71,15 +71,23 @@ def _add_linears(ops: OpModule, shapes: int) -> None:
                 found = ops.add("linear", operands, activation=activation)
                 ops.show(
                     f"linear {name} [{rows}, {columns}] {option}{' whole' * exact}", found, error=SUM_ERROR,
-                    exact=exact, size=partial(_products, values, bias),
+                    exact=exact, size=partial(_products, weights, bias),
                 )  # fmt: skip
 
 
+def _sizes(matrix: torch.Tensor | QuantizedTensor) -> torch.Tensor:
+    """How large the numbers are whose sum a weight is: |scale * code| + |minimum|, which may cancel."""
+    if not isinstance(matrix, QuantizedTensor):
+        return matrix.abs()
+    minimum = None if matrix.minimum is None else matrix.minimum.abs()
+    return QuantizedTensor(matrix.type, matrix.codes, matrix.scales, minimum).dequantize().abs()
+
+
 def _products(
-    values: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, expected: torch.Tensor
+    weights: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor, expected: torch.Tensor
 ) -> torch.Tensor:
     """The sum of the sizes of all that is added; what is next to nothing may vanish."""
-    sizes = x[:, : values.shape[1]].abs() @ values.abs().T + expected.abs() + 1e-30
+    sizes = x[:, : weights.shape[1]].abs() @ weights.T + expected.abs() + 1e-30
     return sizes if bias is None else sizes + bias.abs()
 
 

@@ -28,9 +28,10 @@ from tests.backends.op_module import feed
 TOKENS = 33
 THREADS = range(1, 9)
 FLOAT_ERROR = 5e-6  # of the largest logit: float32 sums in another order
-# Where activations are rounded to 8 bits, or keys and values to 16, a number on the edge between two codes may fall
-# either way, and what reads it follows. That is rare: a prompt without such a number agrees as float32 does.
+# Where activations are rounded to 8 bits, or keys and values to 8 or 16, a number on the edge between two codes may
+# fall either way, and what reads it follows. It is rare: some prompts have no such number, and agree as float32 does.
 CODE_ERROR = 0.05
+SHARE = 0.25  # of the prompts, at least
 
 ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1}
 THREE_HEADS = {"num_attention_heads": 3, "num_key_value_heads": 1}
@@ -39,7 +40,9 @@ QWEN = {"hidden_size": 36, "intermediate_size": 44, "vocab_size": 131, "head_dim
 GPT = {"n_embd": 52, "n_head": 1, "vocab_size": 131}
 BLOOM = {"hidden_size": 21, "n_head": 3, "vocab_size": 67}
 MODELS: dict[str, dict[str, Any]] = {"llama": LLAMA, "qwen3": QWEN, "gpt2": GPT, "bloom": BLOOM}
-LONG_GROUPS = ("raise", "canonicalize", "quantize{bits=4, group=64, symmetric=false}", "fuse", "incrementalize")
+LONG_GROUPS = (
+    "raise", "canonicalize", "quantize{bits=4, group=64, symmetric=false}", "fuse", "incrementalize{cache=q8}",
+)  # fmt: skip
 
 Recipe = str | tuple[str, ...]
 # Each on an instruction set of its own, as far as the host has them.
@@ -94,14 +97,14 @@ def prompts(vocabulary: int, count: int) -> list[list[int]]:
 
 
 def check_errors(compiled: Compiled, count: int) -> None:
-    """Prompts, whole and in parts: all within what may be, most of the prompts as near as float32 is."""
+    """Prompts, whole and in parts: all within what may be, a share of them as near as float32 is."""
     random = np.random.default_rng(6)
     worst = [
         compiled.errors(ids, random.integers(1, TOKENS, 3).tolist() if index % 2 else []).max()
         for index, ids in enumerate(prompts(compiled.vocabulary, count))
     ]
     assert max(worst) <= (CODE_ERROR if compiled.rounds else FLOAT_ERROR), worst
-    assert np.median(worst) <= FLOAT_ERROR, worst
+    assert np.quantile(worst, SHARE) <= FLOAT_ERROR, worst
 
 
 def test_logits_are_those_of_the_interpreter(compiled: Compiled) -> None:
