@@ -25,6 +25,7 @@ class CacheReader:
     memory: Memory
     element: Element
     size: int
+    ahead: int = 0  # positions ahead that are asked for while these are read
 
     @property
     def quantized(self) -> bool:
@@ -62,6 +63,8 @@ class CacheReader:
         def kind(element: str) -> str:
             return element if lanes == 1 else f"{element}x{lanes}"
 
+        if self.ahead:
+            self.memory.prefetch(place + self.ahead // KEY_BLOCK * block_size(self.element, self.size))
         found = self.memory.load(place, lanes)
         if self.quantized:
             codes = tirx.Cast(kind("int32"), tirx.reinterpret(kind("int8"), found))

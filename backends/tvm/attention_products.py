@@ -1,6 +1,6 @@
 """The two matrix products of attention on a tile of queries: q K^T and w V for a step of 64 keys.
 
-    q K^T    in registers: tile x panel, a panel being 2 vectors of keys (or 1), summed over d in 1, 2 or 4 parts
+    q K^T    in registers: tile x panel, a panel being one or two vectors of keys, summed over d in 1, 2 or 4 parts
     w V      in registers: tile x columns, columns being vectors of a row of values, summed over keys in 1, 2 or 4 parts
 
 How many parts depends on the heads that share keys, never on the tile: few queries need several to hide the latency of
@@ -27,7 +27,7 @@ from slmopt.backends.tvm.vector_math import broadcast, multiply_add
 __all__ = ["STEP", "Products"]
 
 STEP = 64  # keys
-_PANEL = 2  # vectors of keys side by side; more are streams that memory serves slower
+_PANEL = 2  # vectors of keys side by side
 _IN_FLIGHT = 8  # multiply-adds that hide their latency
 
 
@@ -70,8 +70,8 @@ class Products:
                 self._multiply_keys(queries, scores, hold(code, vector * lanes), places, (index, start, count))
 
     def _panel(self, tile: int) -> int:
-        """Vectors of keys side by side."""
-        return self._fit(tile, _PANEL)
+        """Vectors of keys side by side. For few queries memory is the limit, and serves one stream faster than two."""
+        return 1 if tile <= self.few else self._fit(tile, _PANEL)
 
     def _fit(self, tile: int, most: int) -> int:
         """How many vectors go beside `tile` queries, all sums and what is loaded for them being in registers."""

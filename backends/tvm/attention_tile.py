@@ -107,10 +107,12 @@ class _Tile:
         self.vectors = -(-tile // isa.lanes) * isa.lanes  # a number for each query, in whole vectors
         self.maxima, self.shrinks = self._array(self.vectors), self._array(self.vectors)
         self.totals = self._array(tile * isa.lanes)
+        # Queries of one token wait for memory: the keys and values of the next step are fetched meanwhile.
+        ahead = STEP if tile <= shape.one_token(isa) and isa.prefetch else 0
         self.products = Products(
             code, isa, tile, shape.one_token(isa),
-            CacheReader(code, isa, operands.keys, shape.element, shape.head_dim),
-            CacheReader(code, isa, operands.values, shape.element, shape.value_dim),
+            CacheReader(code, isa, operands.keys, shape.element, shape.head_dim, ahead),
+            CacheReader(code, isa, operands.values, shape.element, shape.value_dim, ahead),
             self.group, operands.capacity,
         )  # fmt: skip
 
