@@ -99,11 +99,9 @@ class QuantizedBody:
 
     def _fetch(self, w: Memory, place: Any) -> None:
         """Ask for the group that lies `prefetch` bytes further on."""
-        from tvm import tirx
-
         if self.prefetch:
             for line in range(0, group_bytes(self.isa, self.element), 64):
-                self.code.emit(tirx.Evaluate(_prefetch(w.address(place + (self.prefetch + line)))))
+                w.prefetch(place + (self.prefetch + line))
 
     def _scales(self, w: Memory, place: Any) -> _Scales:
         """The scales of B outputs of a group."""
@@ -124,10 +122,3 @@ class QuantizedBody:
             return first, code.let(w.load(place + (4 + quarter) * width, width))
         mask, four = broadcast(15, width, "uint8"), broadcast(4, width, "uint8")
         return code.let(tirx.bitwise_and(first, mask)), code.let(tirx.shift_right(first, four))
-
-
-def _prefetch(address: Any) -> Any:
-    from tvm import tirx
-
-    numbers = [tirx.const(value, "int32") for value in (0, 3, 1)]  # read, keep in all caches, data
-    return tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *numbers)

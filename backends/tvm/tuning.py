@@ -27,6 +27,7 @@ from slmopt.backends.tvm.views import quantized_row_bytes
 from slmopt.errors import InputError
 from slmopt.ir.graph import Module, Weight
 from slmopt.ir.types import DType, parse_element
+from slmopt.link import c_compiler
 
 __all__ = ["Shape", "find_shapes", "tune", "tune_shape", "write_isa"]
 
@@ -128,7 +129,7 @@ def _load(isa: Isa, shape: Shape, blocking: Blocking, path: Path) -> Any:
     kernel = linear(forced, parse_element(shape.element), shape.rows, shape.columns)
     objects = path.with_suffix(".o")
     objects.write_bytes(build_object([kernel], forced)[0])
-    subprocess.run(["cc", "-shared", "-o", str(path), str(objects), "-lm"], check=True)
+    subprocess.run([*c_compiler(), "-shared", "-o", str(path), str(objects), "-lm"], check=True)
     return getattr(ctypes.CDLL(str(path)), kernel.name)
 
 
