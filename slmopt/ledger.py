@@ -9,7 +9,7 @@ from typing import Any
 
 from slmopt.ir.dims import Dim, dim_symbols, product, substitute_dim
 from slmopt.ir.graph import Graph, Module
-from slmopt.ir.types import TensorType
+from slmopt.ir.types import QuantizedType, TensorType
 from slmopt.journal import Spent
 
 __all__ = ["Drift", "Ledger", "Row", "Size", "format_count", "measure_size"]
@@ -188,8 +188,13 @@ def _state_bytes(step: Graph) -> int:
 
 
 def _bytes(type: TensorType, sizes: Mapping[str, Dim]) -> int:
+    """Of a state. Codes of activations have float32 scales, those of weights, which `bytes` counts, float16."""
     names = {name for dim in type.shape for name in dim_symbols(dim)}
-    return _number(type.substitute({name: sizes.get(name, 1) for name in names}).bytes, {})
+    bound = type.substitute({name: sizes.get(name, 1) for name in names})
+    found = _number(bound.bytes, {})
+    if isinstance(bound.element, QuantizedType):
+        found += 2 * bound.element.groups(_number(bound.shape[-1], {})) * _number(product(bound.shape[:-1]), {})
+    return found
 
 
 def _number(dim: Dim, sizes: Mapping[str, Dim]) -> int:

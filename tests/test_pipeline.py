@@ -201,9 +201,11 @@ def test_a_step_that_disagrees_with_forward_is_caught() -> None:
 def test_a_rounded_cache_is_measured_as_drift_and_no_breach() -> None:
     wide = Pipeline([Incrementalize(cache="f32")]).run(toy_model()).rows[-1]
     narrow = Pipeline([Incrementalize(cache="f16")]).run(toy_model()).rows[-1]
-    assert wide.drift is not None and narrow.drift is not None
-    assert wide.drift.max_error < 1e-5 < narrow.drift.max_error < 1e-2
+    codes = Pipeline([Incrementalize(cache="q8")]).run(toy_model()).rows[-1]
+    assert wide.drift is not None and narrow.drift is not None and codes.drift is not None
+    assert wide.drift.max_error < 1e-5 < narrow.drift.max_error < codes.drift.max_error < 5e-2
     assert narrow.size.state_bytes_per_token == 2 * 2 * 16 * 2  # keys and values of 2 heads of 16 numbers
+    assert codes.size.state_bytes_per_token == 2 * 2 * (16 + 4)  # and a float32 scale for each 32 of them at most
     assert wide.size.state_bytes_per_token == 2 * (narrow.size.state_bytes_per_token or 0)
 
 
