@@ -67,6 +67,15 @@ def test_perplexity_of_the_compiled_library(
     assert least <= found.perplexity / REFERENCE - 1 <= most
 
 
+def test_an_8_bit_cache_costs_little_and_is_smaller(compiled: Callable[[str], slmopt.LanguageModel]) -> None:
+    from slmopt.artifact import read_manifest
+
+    narrow, wide = (compiled(recipe).perplexity(TEXT.read_text()).perplexity for recipe in ("w4-kv8", "w4"))
+    assert wide < narrow <= wide * 1.003
+    state, halves = (read_manifest(compiled(recipe).path)["bytes"]["state"] for recipe in ("w4-kv8", "w4"))
+    assert state * 16 == halves * 12  # heads of 8 numbers: 8 codes and a scale of 4 bytes
+
+
 def test_four_bits_take_four_and_a_half(compiled: Callable[[str], slmopt.LanguageModel], tmp_path: Path) -> None:
     from slmopt.artifact import read_manifest
 
