@@ -55,7 +55,7 @@ def slmopt_backends() -> Mapping[str, str]:
 @slmopt_plugin
 def slmopt_isas() -> Mapping[str, Path]:
     """Every built-in instruction set, one TOML file each."""
-    return {name: _ISAS / f"{name}.toml" for name in ("avx512-vnni", "avx2", "scalar")}
+    return {name: _ISAS / f"{name}.toml" for name in ("avx512-bf16", "avx512-vnni", "avx2", "scalar")}
 
 
 @slmopt_plugin

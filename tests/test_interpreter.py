@@ -94,6 +94,19 @@ def test_quantized_weights_are_dequantized_in_slabs_without_a_difference(monkeyp
         assert module.weights.type("w") == TensorType(type, (50, 64))
 
 
+def test_a_linear_rounds_what_it_reads_to_bfloat16() -> None:
+    module = text('%y = linear(%x, weight @w : f32[1, 4]) {activation = none, act = "bf16"} : f32[b, 1]\nreturn %y',
+                  "%x: f32[b, 4]")  # fmt: skip
+    module.weights.add_tensor("w", torch.tensor([[1.0, 10.0, 100.0, 0.0]]))
+    one = 1 + 2.0**-8  # halfway between 1 and the next number of bfloat16, 1 + 2^-7
+    x = torch.tensor([[one, 1 + 2.0**-7, 1 + 3 * 2.0**-8, 0.0], [one + 2.0**-20, -one, 3.0, 5.0]])
+    expected = torch.tensor([[1 + 10 * (1 + 2.0**-7) + 100 * (1 + 2.0**-6)], [1 + 2.0**-7 - 10 + 300]])
+    for wide in (False, True):
+        (found,) = interpreter.run(module, "forward", [x], wide=wide)
+        assert found.dtype == (torch.float64 if wide else torch.float32)
+        assert torch.equal(found, expected.to(found.dtype))
+
+
 def test_float64_is_float64_throughout() -> None:
     module = toy_model()
     narrow, wide = interpreter.forward(module, IDS), interpreter.run(module, "forward", [IDS], wide=True)[0]

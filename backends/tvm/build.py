@@ -32,8 +32,9 @@ def llvm_target(isa: Isa) -> Any:
     for attribute in isa.attributes:
         if attribute.startswith("+") and not has(attribute[1:], target):
             raise InputError(f"instruction set {isa.name}: LLVM knows no attribute {attribute!r}")
-    if not tvm.get_global_func("target.llvm_lookup_intrinsic_id")(isa.dot_intrinsic):
-        raise InputError(f"instruction set {isa.name}: LLVM knows no dot_intrinsic {isa.dot_intrinsic!r}")
+    for field, intrinsic in (("dot_intrinsic", isa.dot_intrinsic), ("bf16_dot", isa.bf16_dot)):
+        if intrinsic and not tvm.get_global_func("target.llvm_lookup_intrinsic_id")(intrinsic):
+            raise InputError(f"instruction set {isa.name}: LLVM knows no {field} {intrinsic!r}")
     return target
 
 

@@ -13,7 +13,15 @@ from typing import Any
 from slmopt.backends.tvm.code import Code, Memory
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
-from slmopt.backends.tvm.packing import GROUP, check_element, code_bits, group_bytes, stored_zero
+from slmopt.backends.tvm.packing import (
+    GROUP,
+    check_element,
+    code_bits,
+    group_bytes,
+    inputs_together,
+    packed_bytes,
+    stored_zero,
+)
 from slmopt.backends.tvm.vector_math import from_half
 from slmopt.ir.types import DType, Element, QuantizedType
 
@@ -51,10 +59,12 @@ def _copy_floats(
 ) -> None:
     from tvm import tirx
 
-    size = element.bits // 8
-    base = code.let(tirx.Cast("int64", block) * (columns * isa.lanes * size) + tirx.Cast("int64", lane) * size)
+    size, together = element.bits // 8, inputs_together(element)
+    whole = packed_bytes(isa, element, isa.lanes, columns)
+    base = code.let(tirx.Cast("int64", block) * whole + tirx.Cast("int64", lane) * (together * size))
     with code.loop(columns) as column:
-        at = base + tirx.Cast("int64", column) * (isa.lanes * size)
+        at = base + tirx.Cast("int64", tirx.floordiv(column, together)) * (isa.lanes * together * size)
+        at = at + tirx.Cast("int64", tirx.floormod(column, together)) * size
         if element == DType.f32:
             value = w.load_as("float32", at, 4)
         elif element == DType.f16:

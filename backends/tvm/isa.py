@@ -43,6 +43,7 @@ class Isa:
     token_tile: int  # tokens that share a block of quantized weights once it is unpacked
     block_tile: int  # blocks of quantized weights that share an input once it is read
     prefetch: int  # bytes of weights fetched ahead
+    bf16_dot: str = ""  # LLVM intrinsic that adds products of pairs of bfloat16 numbers to float32 sums, if it has one
     linear: tuple[TunedLinear, ...] = ()  # what was measured for single shapes
 
 
@@ -52,7 +53,7 @@ def read_isa(path: Path, name: str | None = None) -> Isa:
     InputError names the file, the field and what it should be.
     """
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text())
+        data: dict[str, Any] = {"bf16_dot": "", **tomllib.loads(path.read_text())}
     except OSError as error:
         raise InputError(f"instruction set {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -99,6 +100,8 @@ def _find_nonsense(isa: Isa) -> str:
         return f"dot maddubs is made of AVX2 instructions and needs lanes = 8, got {isa.lanes}"
     if not isa.dot_intrinsic.startswith("llvm."):
         return f"dot_intrinsic must be an LLVM intrinsic such as llvm.x86.sse2.pmadd.wd, got {isa.dot_intrinsic!r}"
+    if isa.bf16_dot and not isa.bf16_dot.startswith("llvm."):
+        return f'bf16_dot must be an LLVM intrinsic, or "" for none, got {isa.bf16_dot!r}'
     if wrong := [feature for feature in isa.cpu_features if not _FEATURE.fullmatch(feature)]:
         return f"cpu_features {wrong[0]!r} is no name of a feature that __builtin_cpu_supports knows"
     if wrong := [attribute for attribute in isa.attributes if attribute[:1] not in ("+", "-")]:

@@ -5,8 +5,8 @@
 
 computes out = activation(x W^T + bias) + residual for tokens t0..t1 and blocks lo..hi of outputs. One token: several
 blocks are in flight, so that memory is read in several streams. More: a tile of tokens shares each weight that was
-loaded and unpacked. `float_body.py` and `quantized_body.py` have the inner
-products, `blocking.py` the numbers of blocks and tokens; packing.py draws the layout.
+loaded and unpacked. `float_body.py`, `pair_body.py` and `quantized_body.py` have the inner products, `blocking.py`
+the numbers of blocks and tokens; packing.py draws the layout.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from slmopt.backends.tvm.float_body import FloatBody
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.kernel import Kernel
 from slmopt.backends.tvm.packing import check_element
+from slmopt.backends.tvm.pair_body import PairBody
 from slmopt.backends.tvm.quantized_body import QuantizedBody
 from slmopt.backends.tvm.vector_math import activate, broadcast
 from slmopt.ir.types import DType, Element
@@ -29,27 +30,32 @@ __all__ = ["linear"]
 
 def linear(
     isa: Isa, element: Element, rows: int, columns: int, *, bias: bool = False, residual: bool = False,
-    activation: str | None = None,
+    activation: str | None = None, rounded: bool = False,
 ) -> Kernel:  # fmt: skip
-    """The kernel for weights [rows, columns] of a type; x is float32 rows, or q8 rows for quantized weights."""
+    """The kernel for weights [rows, columns] of a type; x is float32 rows, or q8 rows for quantized weights.
+
+    `rounded`: weights and x are bf16, on an instruction set with `bf16_dot`.
+    """
     check_element(element)
-    options = [("bias", bias), ("residual", residual), (activation or "", activation is not None)]
+    options = [("x_bf16", rounded), ("bias", bias), ("residual", residual), (activation or "", activation is not None)]
     name = "_".join(["linear", str(element), f"{rows}x{columns}", *(label for label, on in options if on)])
     quantized = not isinstance(element, DType)
-    parameters = ["float *out", "const uint8_t *x" if quantized else "const float *x", "const uint8_t *w"]
+    inputs = "uint8_t" if quantized else "uint16_t" if rounded else "float"
+    parameters = ["float *out", f"const {inputs} *x", "const uint8_t *w"]
     parameters += ["const float *bias"] if bias else []
     parameters += ["const float *residual"] if residual else []
     numbers = ["t0", "t1", "lo", "hi", "out_stride", "x_stride", *(["residual_stride"] if residual else [])]
     parameters += [f"int32_t {number}" for number in numbers]
-    return Kernel(
-        name, tuple(parameters), lambda: _Builder(isa, element, rows, columns, bias, residual, activation).build(name)
-    )
+    builder = _Builder(isa, element, rows, columns, bias, residual, activation, rounded)
+    return Kernel(name, tuple(parameters), lambda: builder.build(name))
 
 
 class _Builder:
     def __init__(
-        self, isa: Isa, element: Element, rows: int, columns: int, bias: bool, residual: bool, activation: str | None
-    ) -> None:
+        self, isa: Isa, element: Element, rows: int, columns: int, bias: bool, residual: bool, activation: str | None,
+        rounded: bool,
+    ) -> None:  # fmt: skip
+        self.rounded = rounded
         self.isa, self.element, self.rows, self.columns = isa, element, rows, columns
         self.has_bias, self.has_residual, self.activation = bias, residual, activation
 
@@ -60,24 +66,27 @@ class _Builder:
         code = self.code = Code(name)
         quantized = not isinstance(self.element, DType)
         self.out = code.pointer("out", "float32")
-        self.x = code.pointer("x", "uint8" if quantized else "float32")
+        self.x = code.pointer("x", "uint8" if quantized else "uint16" if self.rounded else "float32")
         self.w = code.pointer("w", "uint8")
         self.bias = code.pointer("bias", "float32") if self.has_bias else None
         self.residual = code.pointer("residual", "float32") if self.has_residual else None
         t0, t1, lo, hi, self.out_stride, self.x_stride = code.numbers("t0 t1 lo hi out_stride x_stride")
         self.residual_stride = code.number("residual_stride") if self.has_residual else None
         self.blocking = choose_blocking(self.isa, self.element, self.rows, self.columns)
-        self.body: FloatBody | QuantizedBody = (
-            FloatBody(code, self.isa, self.element, self.columns, self.blocking.prefetch)
-            if isinstance(self.element, DType)
-            else QuantizedBody(code, self.isa, self.element, self.columns, self.blocking.prefetch)
-        )
+        self.body = self._choose_body()
         tokens = t1 - t0
         with code.when(tirx.EQ(tokens, 1)):
             self._blocks(lo, hi, self.blocking.streams, lambda blocks: self._tile(t0, 1, blocks))
         with code.when(tokens > 1):
             self._blocks(lo, hi, self.blocking.blocks, lambda blocks: self._tokens(t0, tokens, blocks))
         return code.finish()
+
+    def _choose_body(self) -> FloatBody | QuantizedBody:
+        if not isinstance(self.element, DType):
+            return QuantizedBody(self.code, self.isa, self.element, self.columns, self.blocking.prefetch)
+        if self.rounded:
+            return PairBody(self.code, self.isa, self.columns, self.blocking.prefetch)
+        return FloatBody(self.code, self.isa, self.element, self.columns, self.blocking.prefetch)
 
     def _blocks(self, lo: Any, hi: Any, streams: int, body: Callable[[list[Any]], None]) -> None:
         """`body(blocks)` over lo..hi, `streams` of them at a time: stream j walks its own part of lo..hi."""

@@ -1,6 +1,7 @@
 """Weights as kernels read them: blocks of B outputs (B = the ISA's lanes), inputs in order within a block.
 
-    float       [n/B] blocks of [k][B] numbers
+    f32, f16    [n/B] blocks of [k][B] numbers
+    bf16        [n/B] blocks of [k/2][B][2] numbers: number (j, o, i) belongs to output o, input 2j+i
     quantized   [n/B] blocks of [k/32] groups of
                     B float16 scales, [B float16 minima,]
                     4 bits: [4][B][4] bytes; byte (j, o, i) holds output o, inputs 4j+i (low nibble) and 16+4j+i (high)
@@ -20,7 +21,17 @@ from slmopt.errors import UnsupportedError
 from slmopt.ir.types import DType, Element, QuantizedType
 from slmopt.ir.weights import QuantizedTensor
 
-__all__ = ["GROUP", "block_rows", "code_bits", "group_bytes", "pack_chunks", "packed_bytes", "stored_zero"]
+__all__ = [
+    "GROUP",
+    "block_rows",
+    "check_element",
+    "code_bits",
+    "group_bytes",
+    "inputs_together",
+    "pack_chunks",
+    "packed_bytes",
+    "stored_zero",
+]
 
 GROUP = 32  # inputs that one scale of the packed form serves
 _SLAB = 1 << 22  # elements packed at a time
@@ -34,6 +45,11 @@ def block_rows(isa: Isa, element: Element) -> int:
 def code_bits(element: QuantizedType) -> int:
     """Bits a code takes when packed: 4 or 8."""
     return 4 if element.bits <= 4 else 8
+
+
+def inputs_together(element: DType) -> int:
+    """Inputs whose weights of one output lie side by side: two numbers of 16 bits make a word, cheap to take apart."""
+    return 2 if element == DType.bf16 else 1
 
 
 def stored_zero(isa: Isa, element: QuantizedType) -> int:
@@ -53,7 +69,8 @@ def packed_bytes(isa: Isa, element: Element, rows: int, columns: int) -> int:
     """Bytes of a packed [rows, columns] matrix."""
     blocks = -(-rows // isa.lanes)
     if isinstance(element, DType):
-        return blocks * isa.lanes * columns * (element.bits // 8)
+        padded = -(-columns // inputs_together(element)) * inputs_together(element)
+        return blocks * isa.lanes * padded * (element.bits // 8)
     return blocks * -(-columns // GROUP) * group_bytes(isa, element)
 
 
@@ -91,9 +108,10 @@ def _pack_float(isa: Isa, element: DType, weight: Any, start: int, stop: int) ->
     if element == DType.bf16:
         part = part.view(torch.int16)
     blocks = -(-(stop - start) // isa.lanes)
-    padded = np.zeros((blocks * isa.lanes, part.shape[1]), part.numpy().dtype)
-    padded[: stop - start] = part.numpy()
-    return np.ascontiguousarray(padded.reshape(blocks, isa.lanes, -1).transpose(0, 2, 1))
+    together, columns = inputs_together(element), part.shape[1]
+    padded = np.zeros((blocks * isa.lanes, columns + columns % together), part.numpy().dtype)
+    padded[: stop - start, :columns] = part.numpy()
+    return np.ascontiguousarray(padded.reshape(blocks, isa.lanes, -1, together).transpose(0, 2, 1, 3))
 
 
 def _pack_quantized(isa: Isa, element: QuantizedType, weight: QuantizedTensor, start: int, stop: int) -> Any:

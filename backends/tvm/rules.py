@@ -14,11 +14,12 @@ from slmopt.backends.tvm.norm import layer_norm, rms_norm
 from slmopt.backends.tvm.operands import known_size, optional_weight, required_weight
 from slmopt.backends.tvm.quantize_rows import quantize_rows
 from slmopt.backends.tvm.rope import rope
+from slmopt.backends.tvm.round_rows import round_rows
 from slmopt.backends.tvm.rows import joint_rows
-from slmopt.backends.tvm.views import Buffer, View
+from slmopt.backends.tvm.views import Buffer, View, allocate_view
 from slmopt.errors import UnsupportedError
 from slmopt.ir.graph import Op, Value
-from slmopt.ir.types import DType
+from slmopt.ir.types import DType, QuantizedType
 
 __all__ = [
     "lower_attention",
@@ -72,16 +73,22 @@ def lower_embedding(lowering: Lowering, op: Op) -> None:
 
 def lower_linear(lowering: Lowering, op: Op) -> None:
     """A packed matrix by rows; threads share the blocks of outputs."""
-    if op.attributes["act"] is not None and not _is_quantized(op.value(0)):
+    if op.attributes["act"] == "q8" and not _is_quantized(op.value(0)):
         raise UnsupportedError(f"{op.describe()} quantizes its own input; the pass `fuse` makes that an op of its own")
     x, weight, bias = op.value(0), required_weight(op, 1), optional_weight(op, 2)
+    if _is_quantized(x) != isinstance(weight.type.element, QuantizedType):
+        raise UnsupportedError(f"{op.describe()}: no kernel multiplies {x.type} by {weight.type}; expected both "
+                               'quantized (act = "q8", which `fuse` makes an op of its own) or neither')  # fmt: skip
+    pairs = op.attributes["act"] == "bf16" and weight.type.element == DType.bf16 and bool(lowering.isa.bf16_dot)
+    if op.attributes["act"] == "bf16":
+        x = _rounded_rows(lowering, op, DType.bf16 if pairs else DType.f32)
     residual = op.value(3) if len(op.operands) > 3 and op.operands[3] is not None else None
     out = lowering.allocate(op.result)
     rows = lowering.joint_rows(op, out, *([x] if residual is None else [x, residual]), even=True)
     outputs, columns = (known_size(d, op) for d in weight.type.shape)
     kernel = linear(
         lowering.isa, weight.type.element, outputs, columns, bias=bias is not None, residual=residual is not None,
-        activation=_text(op, "activation"),
+        activation=_text(op, "activation"), rounded=pairs,
     )  # fmt: skip
     arguments: list[Argument] = [out, rows.views[1], lowering.weights.linear(weight)]
     arguments += [lowering.weights.raw(bias)] if bias is not None else []
@@ -89,6 +96,26 @@ def lower_linear(lowering: Lowering, op: Op) -> None:
     arguments += ["t0", "t1", "lo", "hi", *rows.spacing]
     blocks = -(-outputs // lowering.weights.block(weight.type))
     lowering.call(op, kernel, arguments, blocks, tokens=rows.outer)
+
+
+def _rounded_rows(lowering: Lowering, reader: Op, stored: DType) -> Value:
+    """The rows that a linear reads, rounded to bfloat16 and stored as that or as float32; once for all its readers."""
+    x = reader.value(0)
+    if x.type.element != DType.f32:
+        raise UnsupportedError(f"{reader.describe()}: no kernel rounds %{x.name} : {x.type}; expected f32")
+    for user in x.users:
+        known = lowering.views.get(user.result) if user.name == "cast" else None
+        if known is not None and user.attributes["element"] == str(DType.bf16) and known.element == stored:
+            return user.result
+    op = lowering.graph.add("cast", [x], {"element": str(DType.bf16)}, before=reader, hint=f"{x.name}_bf16")
+    if x in lowering.tail:
+        lowering.tail.add(op.result)
+    out = allocate_view(op.result.name, x.type.with_element(stored), lowering.chunk)
+    lowering.views[op.result] = out
+    rows = lowering.joint_rows(op, out, x, even=True)
+    kernel = round_rows(lowering.isa, width=known_size(x.shape[-1], op), stored=stored)
+    lowering.call(op, kernel, [*rows.views, "lo", "hi", *rows.spacing], rows.count)
+    return op.result
 
 
 def lower_norm(lowering: Lowering, op: Op) -> None:

@@ -46,11 +46,20 @@ def _silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """Weights [rows, columns] of a type, by its name."""
+    """Weights [rows, columns] of a type, by its name; `rounded`: what reads them rounds its inputs to bfloat16."""
 
     element: str
     rows: int
     columns: int
+    rounded: bool = False
+
+    def entry(self, blocking: Blocking) -> TunedLinear:
+        """What is written of the shape: weights that are read in both ways have one blocking for both."""
+        return TunedLinear(self.element, self.rows, self.columns, **asdict(blocking))
+
+    def has_pairs(self, isa: Isa) -> bool:
+        """Whether the instruction set multiplies pairs of bfloat16 numbers here."""
+        return self.rounded and self.element == str(DType.bf16) and bool(isa.bf16_dot)
 
 
 def tune(module: Module, isa: Isa, rounds: int, report: Report = _silent) -> str:
@@ -77,7 +86,8 @@ def find_shapes(module: Module) -> list[Shape]:
         if op.name == "linear" and isinstance(op.operands[1], Weight):
             weight = op.operands[1].type
             check_element(weight.element)
-            found.add(Shape(str(weight.element), known_size(weight.shape[0], op), known_size(weight.shape[1], op)))
+            rows, columns = (known_size(size, op) for size in weight.shape)
+            found.add(Shape(str(weight.element), rows, columns, op.attributes["act"] == "bf16"))
     return sorted(found)
 
 
@@ -87,7 +97,7 @@ def tune_shape(isa: Isa, shape: Shape, rounds: int) -> TunedLinear | None:
     for tokens, variants in ((1, _streams), (1, _prefetches), (_PREFILL_TOKENS, _tiles)):
         others = [variant for variant in variants(isa, best) if variant != best]
         best = _choose(isa, shape, [best, *others], tokens, rounds)
-    return None if best == default else TunedLinear(**asdict(shape), **asdict(best))
+    return None if best == default else shape.entry(best)
 
 
 def _streams(isa: Isa, best: Blocking) -> Iterator[Blocking]:
@@ -125,8 +135,10 @@ def _load(isa: Isa, shape: Shape, blocking: Blocking, path: Path) -> Any:
     from slmopt.backends.tvm.build import build_object
     from slmopt.backends.tvm.linear import linear
 
-    forced = replace(isa, linear=(TunedLinear(**asdict(shape), **asdict(blocking)),))
-    kernel = linear(forced, parse_element(shape.element), shape.rows, shape.columns)
+    forced = replace(isa, linear=(shape.entry(blocking),))
+    kernel = linear(
+        forced, parse_element(shape.element), shape.rows, shape.columns, rounded=shape.has_pairs(isa)
+    )  # fmt: skip
     objects = path.with_suffix(".o")
     objects.write_bytes(build_object([kernel], forced)[0])
     subprocess.run([*c_compiler(), "-shared", "-o", str(path), str(objects), "-lm"], check=True)
@@ -149,7 +161,8 @@ class _Work:
         self.turn = 0
         # Small numbers of every type: subnormal ones would take longer, and infinite ones are none.
         self.weights = _aligned(np.full(self.copies * self.bytes, 0x22, np.uint8))
-        self.x = _aligned(np.full(tokens * stride * (4 if isinstance(element, DType) else 1), 0x22, np.uint8))
+        size = 1 if not isinstance(element, DType) else 2 if shape.has_pairs(isa) else 4
+        self.x = _aligned(np.full(tokens * stride * size, 0x22, np.uint8))
         self.out = _aligned(np.zeros(tokens * shape.rows * 4, np.uint8))
         self.numbers = [ctypes.c_int32(n) for n in (0, tokens, 0, blocks, shape.rows, stride)]
 

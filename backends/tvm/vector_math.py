@@ -14,7 +14,7 @@ from typing import Any
 
 from slmopt.backends.tvm.isa import Isa
 
-__all__ = ["activate", "add_all", "broadcast", "exp", "from_half", "max_all", "multiply_add", "tanh"]
+__all__ = ["activate", "add_all", "bfloat16_bits", "broadcast", "exp", "from_half", "max_all", "multiply_add", "tanh"]
 
 
 Let = Callable[[Any], Any]
@@ -56,6 +56,23 @@ def from_half(isa: Isa, lanes: int, bits: Any) -> Any:
     scaled = tirx.reinterpret(kind("float32"), size) * broadcast(2.0**112, lanes)
     sign = tirx.shift_left(tirx.bitwise_and(wide, broadcast(0x8000, lanes, "uint32")), broadcast(16, lanes, "uint32"))
     return tirx.reinterpret(kind("float32"), tirx.bitwise_or(tirx.reinterpret(kind("uint32"), scaled), sign))
+
+
+def bfloat16_bits(lanes: int, x: Any) -> Any:
+    """The bits (uint16 lanes) of the bfloat16 nearest to float32 numbers, ties to even; NaN stays NaN."""
+    from tvm import tirx
+
+    def kind(element: str) -> str:
+        return element if lanes == 1 else f"{element}x{lanes}"
+
+    def number(value: int) -> Any:
+        return broadcast(value, lanes, "uint32")
+
+    bits = tirx.reinterpret(kind("uint32"), x)
+    odd = tirx.bitwise_and(tirx.shift_right(bits, number(16)), number(1))
+    rounded = tirx.shift_right(bits + number(0x7FFF) + odd, number(16))
+    is_number = tirx.bitwise_and(bits, number(0x7FFFFFFF)) <= number(0x7F800000)  # x == x would be simplified away
+    return tirx.Cast(kind("uint16"), tirx.Select(is_number, rounded, number(0x7FC0)))
 
 
 def exp(isa: Isa, lanes: int, x: Any, let: Let = _inline) -> Any:

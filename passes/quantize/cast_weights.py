@@ -21,9 +21,11 @@ __all__ = ["CastWeights"]
 class CastWeights(Pass):
     """linear(x, w : f32) -> linear(x, w : f16); embedding tables likewise.
 
-    Arithmetic stays float32. Shared weights stay shared. Numbers beyond the range of float16 become its largest.
+    Arithmetic stays float32; with `act`, linears whose weight is cast read activations rounded to bfloat16. Shared
+    weights stay shared. Numbers beyond the range of float16 become its largest.
 
     element:  "f16" or "bf16"
+    act:      "none", or with element "bf16" also "bf16": linear(x, w : f32) -> linear(x, w : bf16) {act = "bf16"}
     """
 
     name: ClassVar[str] = "cast-weights"
@@ -31,10 +33,16 @@ class CastWeights(Pass):
     follows: ClassVar[frozenset[str]] = frozenset({"raised"})
 
     element: str = "f16"
+    act: str = "none"
 
     def __post_init__(self) -> None:
         if self.element not in ("f16", "bf16"):
             raise InputError(f'cast-weights: element must be "f16" or "bf16", got {self.element!r}')
+        if self.act not in ("none", "bf16"):
+            raise InputError(f'cast-weights: act must be "none" or "bf16", got {self.act!r}')
+        if self.act == "bf16" and self.element != "bf16":
+            raise InputError(f'cast-weights: act = "bf16" is for element = "bf16", but element is {self.element!r}; '
+                             "give both, or leave act out")  # fmt: skip
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         element = DType(self.element)
@@ -47,6 +55,8 @@ class CastWeights(Pass):
             module.weights.derive(key, (matrix.key,), type, f"cast to {element}", _Cast(element))
             set_weight(matrix.users, Weight(key, type))
             for op in matrix.users:
+                if op.name == "linear" and self.act == "bf16" and op.attributes["act"] is None:
+                    op.attributes["act"] = "bf16"
                 changes[op.name] = changes.get(op.name, 0) + 1
         return changes
 

@@ -107,8 +107,10 @@ def compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], whe
 
 def rounds(graph: Graph) -> bool:
     """Whether activations are rounded on the way: a number on the edge between two codes may fall either way."""
-    return any(op.attributes.get("act") == "q8" or any(str(value.type.element).startswith("q") for value in op.results)
-               for op in graph.walk())  # fmt: skip
+    return any(
+        op.attributes.get("act") is not None or any(str(value.type.element).startswith("q") for value in op.results)
+        for op in graph.walk()
+    )
 
 
 def all_finite(values: Sequence[torch.Tensor]) -> bool:

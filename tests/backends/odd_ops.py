@@ -41,6 +41,7 @@ def odd_ops(seed: int = 0, shapes: int = 1) -> OpModule:
     """All of them, their sizes drawn by `seed`: `shapes` of each type of linear, more of attention where not 1."""
     ops = OpModule(seed)
     _add_linears(ops, shapes)
+    _add_rounding_linears(ops)
     _add_embeddings(ops)
     _add_rows(ops)
     _add_ropes(ops)
@@ -73,6 +74,20 @@ def _add_linears(ops: OpModule, shapes: int) -> None:
                     f"linear {name} [{rows}, {columns}] {option}{' whole' * exact}", found, error=SUM_ERROR,
                     exact=exact, size=partial(_products, weights, bias),
                 )  # fmt: skip
+
+
+def _add_rounding_linears(ops: OpModule) -> None:
+    """Linears that round what they read to bfloat16; all of them read x itself, whose rounding is no other's."""
+    for name in ("bf16", "f16"):
+        rows, columns = (int(ops.random.choice(sizes)) for sizes in (ROW_COUNTS, COLUMN_COUNTS))
+        x = ops.part(0, columns)
+        for exact in (True, False):
+            matrix = ops.matrix(parse_element(name), rows, columns, exact=exact)
+            found = ops.add("linear", [x, ops.weight(matrix, parse_element(name))], act="bf16")
+            ops.show(
+                f"linear {name} [{rows}, {columns}] rounding{' whole' * exact}", found, error=SUM_ERROR, exact=exact,
+                size=partial(_products, _sizes(matrix), None),
+            )  # fmt: skip
 
 
 def _sizes(matrix: torch.Tensor | QuantizedTensor) -> torch.Tensor:

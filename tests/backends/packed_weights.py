@@ -27,14 +27,17 @@ class PackedWeight:
     values: np.ndarray
 
 
-def make_weight(isa: Isa, element: Element, rows: int, columns: int, random: np.random.Generator) -> PackedWeight:
-    """Random codes over their whole range, or normal floats."""
+def make_weight(
+    isa: Isa, element: Element, rows: int, columns: int, random: np.random.Generator, *, whole: bool = False
+) -> PackedWeight:
+    """Random codes over their whole range, or normal floats, or `whole` ones from -99 to 99."""
     weight: Any
     if isinstance(element, QuantizedType):
         weight = _quantized(element, rows, columns, random)
         values = weight.dequantize()
     else:
-        weight = torch.from_numpy(random.normal(size=(rows, columns)).astype(np.float32)).to(torch_dtype(element))
+        numbers = random.integers(-99, 100, (rows, columns)) if whole else random.normal(size=(rows, columns))
+        weight = torch.from_numpy(numbers.astype(np.float32)).to(torch_dtype(element))
         values = weight.float()
     data = np.frombuffer(b"".join(pack_chunks(isa, element, weight)), np.uint8)
     if len(data) != packed_bytes(isa, element, rows, columns):

@@ -7,7 +7,8 @@ import pytest
 
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.linear import linear
-from slmopt.ir.types import parse_element
+from slmopt.backends.tvm.packing import inputs_together
+from slmopt.ir.types import DType, parse_element
 from tests.backends.native import Kernels, aligned, host_isas
 from tests.backends.packed_weights import make_weight
 
@@ -46,7 +47,8 @@ def test_every_finite_weight_of_16_bits_is_converted_exactly(isa: Isa, name: str
     )  # fmt: skip
     finite = np.isfinite(values)
     bits[~finite], values[~finite] = 0, 0.0
-    packed = aligned(bits.reshape(rows // isa.lanes, isa.lanes, columns).transpose(0, 2, 1))
+    together = inputs_together(DType(name))
+    packed = aligned(bits.reshape(rows // isa.lanes, isa.lanes, -1, together).transpose(0, 2, 1, 3))
     kernel = linear(isa, parse_element(name), rows, columns)
     library = Kernels([kernel], isa)
     x, out = aligned(np.eye(columns, dtype=np.float32)), aligned(np.zeros((columns, rows), np.float32))

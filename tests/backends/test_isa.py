@@ -39,7 +39,7 @@ def write(path: Path, **fields: Any) -> Path:
 
 def test_every_file_loads_and_the_best_comes_first() -> None:
     names = ISAS.names()
-    assert {"avx512-vnni", "avx2", "scalar"} <= set(names)
+    assert {"avx512-bf16", "avx512-vnni", "avx2", "scalar"} <= set(names)
     ranks = [ISAS.load(name).rank for name in names]
     assert ranks == sorted(ranks, reverse=True) and len(set(ranks)) == len(ranks)
 
@@ -52,8 +52,15 @@ def test_fields_fit_together(name: str) -> None:
     assert isa.dot_intrinsic.startswith("llvm.x86.")
 
 
+def test_one_instruction_more_changes_nothing_else() -> None:
+    vnni, bf16 = ISAS.load("avx512-vnni"), ISAS.load("avx512-bf16")
+    different = {field.name for field in fields(Isa) if getattr(vnni, field.name) != getattr(bf16, field.name)}
+    assert different == {"name", "summary", "rank", "attributes", "cpu_features", "flags", "bf16_dot"}
+    assert set(vnni.flags) < set(bf16.flags) and not vnni.bf16_dot
+
+
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"did you mean 'avx2'.*known are avx2, avx512-vnni, scalar"):
+    with pytest.raises(InputError, match=r"did you mean 'avx2'.*known are avx2, avx512-bf16, avx512-vnni, scalar"):
         ISAS.load("avx-2")
 
 
@@ -65,6 +72,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         (["sse2", "avx2", "fma", "f16c", "bmi2"], "avx2"),
         (["avx512f", "avx2", "fma", "f16c", "bmi2"], "avx2"),
         (sorted(ISAS.load("avx512-vnni").flags), "avx512-vnni"),
+        (sorted(ISAS.load("avx512-bf16").flags), "avx512-bf16"),
         (None, "scalar"),
     ],
 )
@@ -119,6 +127,8 @@ def test_a_file_is_an_instruction_set_too(tmp_path: Path) -> None:
         ({"dot": '"vpdpbus"'}, "dot 'vpdpbus' is unknown; did you mean 'vpdpbusd'?; expected vpdpbusd, "),
         ({"lanes": 16}, "dot maddubs is made of AVX2 instructions and needs lanes = 8, got 16"),
         ({"dot_intrinsic": '"pmadd"'}, "dot_intrinsic must be an LLVM intrinsic"),
+        ({"bf16_dot": '"dpbf16ps"'}, 'bf16_dot must be an LLVM intrinsic, or "" for none, got'),
+        ({"bf16_dot": "1"}, "bf16_dot must be text, got 1"),
         ({"cpu_features": """['a"b']"""}, "is no name of a feature"),
         ({"attributes": '["avx2"]'}, "attributes 'avx2' must begin with + or -"),
         ({"rank": "= 3"}, "is not TOML"),
@@ -145,7 +155,7 @@ def test_any_file_is_read_or_refused(given_fields: dict[str, str]) -> None:
         else:
             assert isa.lanes == 8 and set(given_fields) <= {
                 "summary", "rank", "cpu", "flags", "cpu_features", "attributes", "prefetch", "half", "fused",
-                "registers", "streams", "token_tile", "block_tile", "linear",
+                "registers", "streams", "token_tile", "block_tile", "linear", "bf16_dot",
             }  # fmt: skip
 
 
@@ -162,6 +172,7 @@ def test_a_wrong_file_of_a_plugin_names_its_owner_and_takes_no_other_down(tmp_pa
     [
         ({"cpu": '"x86-64-v33"'}, "LLVM knows no cpu 'x86-64-v33'; did you mean 'x86-64-v3'?"),
         ({"attributes": '["+avx9"]'}, "LLVM knows no attribute '+avx9'"),
+        ({"bf16_dot": '"llvm.x86.dpbf16ps"'}, "LLVM knows no bf16_dot 'llvm.x86.dpbf16ps'"),
         ({"dot_intrinsic": '"llvm.x86.avx2.pmadd"'}, "LLVM knows no dot_intrinsic 'llvm.x86.avx2.pmadd'"),
     ],
 )

@@ -28,8 +28,9 @@ from tests.backends.op_module import feed
 TOKENS = 33
 THREADS = range(1, 9)
 FLOAT_ERROR = 5e-6  # of the largest logit: float32 sums in another order
-# Where activations are rounded to 8 bits, or keys and values to 8 or 16, a number on the edge between two codes may
-# fall either way, and what reads it follows. It is rare: some prompts have no such number, and agree as float32 does.
+# Where activations are rounded to 8 bits or to bfloat16, or keys and values to 8 or 16, a number on the edge between
+# two codes may fall either way, and what reads it follows. It is rare: some prompts have no such number, and agree as
+# float32 does.
 CODE_ERROR = 0.05
 SHARE = 0.25  # of the prompts, at least
 
@@ -44,9 +45,13 @@ LONG_GROUPS = (
     "raise", "canonicalize", "quantize{bits=4, group=64, symmetric=false}", "fuse", "incrementalize{cache=q8}",
 )  # fmt: skip
 
+BFLOAT = ("raise", "canonicalize", "cast-weights{element=bf16, act=bf16}", "fuse", "incrementalize{cache=f16}")
+
 Recipe = str | tuple[str, ...]
 # Each on an instruction set of its own, as far as the host has them.
-CASES: tuple[tuple[str, Recipe], ...] = (("llama", "w4"), ("qwen3", "w8"), ("bloom", "f32"), ("gpt2", LONG_GROUPS))
+CASES: tuple[tuple[str, Recipe], ...] = (
+    ("llama", "w4"), ("qwen3", "w8"), ("bloom", "f32"), ("gpt2", LONG_GROUPS), ("qwen3", BFLOAT),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

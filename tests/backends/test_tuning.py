@@ -23,6 +23,7 @@ from slmopt.backends.tvm.tuning_table import TunedLinear, write_entries
 from slmopt.cli import main
 from slmopt.errors import InputError
 from slmopt.ir.graph import Module
+from slmopt.ir.text import parse_module
 from slmopt.ir.types import parse_element
 from tests.architectures import save_tiny
 from tests.backends.native import ISAS, host_isas
@@ -170,3 +171,19 @@ def test_wrong_use_is_an_error(
     save_tiny(tmp_path, "llama")
     assert main(["tune", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("isa", host_isas(), ids=lambda isa: isa.name)
+def test_what_rounds_its_inputs_is_measured_as_it_runs(isa: Isa, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = 'linear(%x, weight @w : bf16[40, 31]) {activation = none, act = "bf16"} : f32[b, 40]'
+    module = parse_module(f"module @m {{ graph @step(%x: f32[b, 31]) {{ %y = {body} return %y }} }}")
+    (shape,) = tuning.find_shapes(module)
+    assert (shape, shape.has_pairs(isa)) == (tuning.Shape("bf16", 40, 31, rounded=True), bool(isa.bf16_dot))
+    monkeypatch.setattr(tuning, "_MARGIN", -1.0)
+    monkeypatch.setattr(tuning, "_COLD_BYTES", 1 << 14)
+    monkeypatch.setattr(tuning, "_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "_streams", lambda isa, best: [replace(best, streams=3)])
+    monkeypatch.setattr(tuning, "_prefetches", lambda isa, best: [])
+    monkeypatch.setattr(tuning, "_tiles", lambda isa, best: [])
+    found = tuning.tune_shape(replace(isa, linear=()), shape, 1)
+    assert found is None or (found.element, found.rows, found.columns, found.streams) == ("bf16", 40, 31, 3)

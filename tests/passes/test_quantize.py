@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from slmopt.errors import InputError
+from slmopt.errors import InputError, IRError
 from slmopt.interpreter import forward
 from slmopt.ir.ops.language import quantize_rows
 from slmopt.ir.text import parse_module
 from slmopt.ir.types import QuantizedType
+from slmopt.ir.verify import verify
 from slmopt.ir.weights import WeightStore
 from slmopt.passes.quantize.cast_weights import CastWeights
 from slmopt.passes.quantize.round_to_nearest import Quantize
@@ -185,3 +186,50 @@ def test_cast_must_not_fire_twice_nor_elsewhere() -> None:
     assert apply(norm, CastWeights())[1] == {}
     with pytest.raises(InputError, match="f8"):
         CastWeights("f8")
+
+
+def test_cast_golden_with_rounded_activations() -> None:
+    module = toy(TIED, signature=IDS)
+    found, changes = apply(module, CastWeights("bf16", "bf16"))
+    assert graph_text(found.graph()) == graph_text("""
+        graph @forward(%ids: i64[b, s]) {
+          %x = embedding(%ids, weight @table.bf16 : bf16[50, 40]) : f32[b, s, 40]
+          %h = linear(%x, weight @inner.bf16 : bf16[70, 40], weight @bias : f32[70]) {activation = "silu", act = "bf16"} : f32[b, s, 70]
+          %y = linear(%h, weight @outer.bf16 : bf16[40, 70], _, %x) {activation = none, act = "bf16"} : f32[b, s, 40]
+          %logits = linear(%y, weight @table.bf16 : bf16[50, 40]) {activation = none, act = "bf16"} : f32[b, s, 50]
+          return %logits
+        }
+    """)  # noqa: E501
+    assert changes == {"embedding": 1, "linear": 3}
+    ids = torch.arange(12).reshape(2, 6)
+    assert 0 < relative_error(forward(found, ids), forward(module, ids)) < 0.02  # 2^-9 of each number
+
+
+def test_cast_rounds_activations_of_what_it_casts_alone() -> None:
+    body = """
+        %a = linear(%x, weight @other : bf16[64, 64]) : f32[b, s, 64]
+        %c = linear(%a, weight @codes : q8g32[64, 64]) {activation = none, act = "q8"} : f32[b, s, 64]
+        %y = linear(%c, weight @own : f32[64, 64]) {activation = none, act = "q8"} : f32[b, s, 64]
+    """
+    module = parse_module(f"module @toy {{ graph @forward(%x: f32[b, s, 64]) {{ {body} return %y }} }}")
+    module.weights.add_tensor("own", torch.ones(64, 64))
+    found, changes = apply(module, CastWeights("bf16", "bf16"))
+    assert changes == {"linear": 1}
+    assert [op.attributes["act"] for op in found.graph().walk()] == [None, "q8", "q8"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("bf16", "f16"), 'act must be "none" or "bf16", got \'f16\''), (("f16", "bf16"), "is for element = \"bf16\"")],
+)
+def test_wrong_options_of_cast(options: tuple[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CastWeights(*options)
+
+
+def test_rounding_is_of_real_numbers() -> None:
+    with pytest.raises(IRError, match='act = "bf16" rounds real numbers'):
+        verify(parse_module("""module @toy { graph @forward(%x: f32[b, 64]) {
+            %q = quantize_rows(%x) : q8g32[b, 64]
+            %y = linear(%q, weight @w : q8g32[8, 64]) {activation = none, act = "bf16"} : f32[b, 8]
+            return %y } }"""))

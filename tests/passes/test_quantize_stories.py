@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 # What each storage may cost in perplexity over the whole text, as a share of the float32 model's.
 BUDGET: dict[str, tuple[Pass, float]] = {
     "f16": (CastWeights(), 0.0001),
+    "bf16": (CastWeights("bf16", "bf16"), 0.0005),
     "w8": (Quantize(bits=8), 0.001),
     "w4": (Quantize(bits=4), 0.12),
 }
@@ -67,7 +68,7 @@ def perplexity(module: Module, texts: list[list[int]]) -> float:
     return math.exp(loss / count)
 
 
-@pytest.mark.parametrize("storage", ["f16", "w4"])
+@pytest.mark.parametrize("storage", ["f16", "bf16", "w4"])
 def test_a_few_stories_stay_within_the_budget(storage: str) -> None:
     each, budget = BUDGET[storage]
     few = windows()[:16]

@@ -43,6 +43,13 @@ def quantize_rows(x: Any) -> Any:
     return x + (snapped - x).detach() if x.requires_grad else snapped
 
 
+def _round_to_bfloat16(x: Any) -> Any:
+    """The nearest numbers of bfloat16, ties to even, in the type of x."""
+    import torch
+
+    return x.to(torch.bfloat16).to(x.dtype)
+
+
 def _activation_name(op: Op, attribute: str = "activation") -> str | None:
     name = op.attributes[attribute]
     if name is not None and name not in ACTIVATIONS:
@@ -96,8 +103,10 @@ def _linear(op: Op) -> TensorType:
     if residual is not None and operand_type(residual).shape != shape:
         raise IRError(f"residual must have shape {list(shape)}, got {operand_type(residual)}")
     _activation_name(op)
-    if op.attributes["act"] not in (None, "q8"):
-        raise IRError(f'act must be none or "q8", got {op.attributes["act"]!r}')
+    if op.attributes["act"] not in (None, "q8", "bf16"):
+        raise IRError(f'act must be none, "q8" or "bf16", got {op.attributes["act"]!r}')
+    if op.attributes["act"] == "bf16" and isinstance(x.element, QuantizedType):
+        raise IRError(f'act = "bf16" rounds real numbers, and x is {x}: expected act = none')
     return TensorType(DType.f32, shape)
 
 
@@ -106,6 +115,8 @@ def _linear_reference(op: Op, x: Any, weight: Any, bias: Any = None, residual: A
 
     if op.attributes["act"] == "q8" and not isinstance(operand_type(op.operands[0]).element, QuantizedType):
         x = quantize_rows(x)
+    if op.attributes["act"] == "bf16":
+        x = _round_to_bfloat16(x)
     found = activate(_activation_name(op), torch.nn.functional.linear(x, weight, bias))
     return found if residual is None else found + residual
 
@@ -193,7 +204,7 @@ SPECS: tuple[OpSpec, ...] = (
                    "be of any element type, quantized ones included.",
            example="%ids: i64[b, s] -> embedding(%ids, weight @embed : q8c[512, 64]) : f32[b, s, 64]"),
     OpSpec("linear", ("x", "weight", "bias?", "residual?"), _linear, _linear_reference,
-           "activation(x W^T + bias) + residual; act = \"q8\": x is first snapped to the q8g32 grid",
+           "activation(x W^T + bias) + residual; act = \"q8\": x is first snapped to the q8g32 grid, \"bf16\": rounded",
            {"activation": None, "act": None}, flops=_linear_flops, mixes=_last_mixes,
            meaning="result[..., i] = f(sum over j of x[..., j] weight[i, j] + bias[i]) + residual[..., i], with x "
                    "[..., k], "
@@ -204,7 +215,9 @@ SPECS: tuple[OpSpec, ...] = (
                    "none, " + ", ".join(f'"{name}"' for name in ACTIVATIONS) + " (gelu by erf, gelu_tanh by tanh: see "
                    '`gelu`). `act` = "q8" snaps x to the q8g32 grid first, as quantize_rows does, and leaves x as it '
                    'is '
-                   "where it is of that type already: so products are of integers, and exact within a group of 32.",
+                   "where it is of that type already: so products are of integers, and exact within a group of 32. "
+                   '`act` = "bf16" rounds a real x to bfloat16 first, to the nearest number, ties to even; what is '
+                   "subnormal (below 2^-126) of x, weight and sums may then count as 0.",
            example='%x: f32[b, s, 64], %r: f32[b, s, 32] -> linear(%x, weight @w : q4g32[32, 64], _, %r) '
                    '{activation = "silu", act = "q8"} : f32[b, s, 32]'),
     OpSpec("quantize_rows", ("x",), _quantize_rows, lambda op, x: quantize_rows(x),
