@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bind_symbols", "forward", "initial_states", "run", "step_through"]
 
-_SLAB = 1 << 20  # elements of a quantized weight that are dequantized at a time
+_SLAB = 1 << 18  # elements of a quantized weight that are dequantized at a time
 
 
 def bind_symbols(graph: Graph, shapes: Sequence[Sequence[int]]) -> dict[str, Dim]:

@@ -8,21 +8,25 @@ import sys
 __all__ = ["peak_memory", "return_freed_memory"]
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_TRIM_THRESHOLD = -1  # M_TRIM_THRESHOLD
 _ARENA_MAX = -8  # M_ARENA_MAX
 _BLOCK = 4 << 20
+_KEPT = 64 << 20  # free bytes at the end of the heap
 
 
 def return_freed_memory() -> None:
-    """Ask glibc's malloc to give blocks of 4 MiB and more back when they are freed.
+    """Ask glibc's malloc to give blocks of 4 MiB and more back when they are freed, and now what is free of the heap.
 
     By itself it keeps blocks of up to 32 MiB, and weights that come and go then leave holes of several times the size
-    of the largest; and it keeps a heap for each thread, none of which uses what another has freed. Does nothing where
-    the C library has no such setting.
+    of the largest; and it keeps a heap for each thread, none of which uses what another has freed. Up to 64 MiB stay at
+    the end of the heap: giving back less, to ask for it again at once, took a quarter of the time of a compile. Does
+    nothing where the C library has no such setting.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(_MMAP_THRESHOLD, _BLOCK)
+            mallopt(_TRIM_THRESHOLD, _KEPT)
             mallopt(_ARENA_MAX, 1)
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +35,7 @@ class Probe:
 
     def forward(self, module: Module, *, wide: bool = False) -> torch.Tensor:
         """The first output of @forward: logits [b, s, vocab]."""
-        import torch
-
-        with torch.no_grad():
+        with _measuring():
             return run(module, "forward", list(self.inputs), wide=wide)[0]
 
     def step(self, module: Module, *, wide: bool = False) -> torch.Tensor:
@@ -47,11 +47,24 @@ class Probe:
         return self._step(module, [self.inputs[0].shape[1]], wide, rounded=True)
 
     def _step(self, module: Module, splits: list[int], wide: bool, rounded: bool) -> torch.Tensor:
-        import torch
-
-        with torch.no_grad():
+        with _measuring():
             parts = [part for part in splits if part]
             return step_through(module, self.inputs[0], parts, wide=wide, rounded=rounded)
+
+
+@contextmanager
+def _measuring() -> Iterator[None]:
+    """Without gradients, in one thread: a few positions take as long with more, which then wait for each other, long
+    where the machine has other work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_probe(module: Module) -> Probe:
