@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from benchmarks.peers.llama_cpp import LlamaCpp
 from benchmarks.peers.worker import Worker
 
 __all__ = ["CONTESTANTS", "Contestant", "Program", "prepare"]
+
+_WARM = 3  # compiles with a warm cache; the first still shares the disk with what the cold one has written
 
 
 class Program(Protocol):
@@ -64,7 +67,8 @@ def _ours(recipe: str, target: str, source: Path, directory: Path) -> Contestant
     file = Path(__file__).parent / "recipes" / f"{recipe}.toml"
     passes = str(file) if file.exists() else recipe
     facts = _compile(source, output, passes, target, kernels)
-    facts["warm compile seconds"] = _compile(source, output, passes, target, kernels)["compile seconds"]
+    warm = [_compile(source, output, passes, target, kernels)["compile seconds"] for _ in range(_WARM)]
+    facts["warm compile seconds"] = statistics.median(warm)
     facts |= _state_bytes(output)
 
     def start(threads: int) -> Worker:

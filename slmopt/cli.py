@@ -8,6 +8,7 @@ module of `slmopt.commands` with `add_arguments(parser)` and `run(arguments) -> 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. argparse itself exits with 2 on wrong use."""
     parsed = build_parser().parse_args(arguments)
+    gc.set_threshold(100_000, 50, 50)  # graphs live long: looking for cycles in them took a twentieth of a compile
     try:
         with _plugin_warnings(), _plugins_off(parsed.no_plugins):
             code = int(parsed.run(parsed))
