@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from slmopt.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
+    from slmopt.backend import Backend
     from slmopt.ir.graph import Module
     from slmopt.pipeline import Budget, Pass
     from slmopt.recipe import Recipe
     from slmopt.runtime import LanguageModel
+    from slmopt.target import Target
 
-__all__ = ["compile", "load", "measure", "open", "optimize", "parse", "resolve_recipe"]
+__all__ = ["compile", "load", "measure", "open", "optimize", "parse", "prepare", "resolve_recipe"]
 
 TEXT_TOKENS = 4096  # of a calibration text, so many tokens are looked at after each lossy pass
 
@@ -114,7 +116,6 @@ def compile(
     Raises UnsupportedError with everything the backend cannot do, by op and place.
     """
     from slmopt.artifact import check_output
-    from slmopt.ir.graph import Module
     from slmopt.plugins.discovery import registry
     from slmopt.target import parse_target
 
@@ -124,15 +125,7 @@ def compile(
     if output is not None:
         check_output(output)
     report("load", 0.0)
-    module = source if isinstance(source, Module) else load(source)
-    _check_weights(module)
-    backend.pipeline(module, parsed)  # refuses wrong options of the target before the passes take their time
-    if passes is not None:
-        options: dict[str, Any] = {"text": text, "text_tokens": text_tokens, "verify": verify, "target": target}
-        module = _run(module, *passes, report=report, **options)
-    wanted = backend.pipeline(module, parsed)
-    if wanted:
-        module = _run(module, *resolve_recipe(wanted), verify=verify, target=target, report=report)
+    module = prepare(source, parsed, backend, passes, text=text, text_tokens=text_tokens, verify=verify, report=report)
     if problems := backend.supports(module, parsed):
         raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  " + "\n  ".join(problems))
     if observe is not None:
@@ -144,6 +137,24 @@ def compile(
         ledger=None if module.ledger is None else module.ledger.to_json(timings=False),
         report=lambda what, done, total: report(what, done / max(total, 1)),
     )  # fmt: skip
+
+
+def prepare(
+    source: Module | str | os.PathLike[str], target: Target, backend: Backend,
+    passes: tuple[Sequence[Pass], Budget] | None, *, text: str | None = None, text_tokens: int = TEXT_TOKENS,
+    verify: bool = True, report: Report = _silent,
+) -> Module:  # fmt: skip
+    """The module that `backend` gets of a source: after a recipe's passes, and those that the backend still wants."""
+    from slmopt.ir.graph import Module
+
+    module = source if isinstance(source, Module) else load(source)
+    _check_weights(module)
+    backend.pipeline(module, target)  # refuses wrong options of the target before the passes take their time
+    options: dict[str, Any] = {"verify": verify, "target": str(target), "report": report}
+    if passes is not None:
+        module = _run(module, *passes, text=text, text_tokens=text_tokens, **options)
+    wanted = backend.pipeline(module, target)
+    return _run(module, *resolve_recipe(wanted), **options) if wanted else module
 
 
 def _check_weights(module: Module) -> None:

@@ -26,7 +26,7 @@ class Blocking:
 def choose_blocking(isa: Isa, element: Element, rows: int, columns: int) -> Blocking:
     """For weights [rows, columns] of a type: as measured for exactly these, else the instruction set's."""
     for entry in isa.linear:
-        if (entry.element, entry.rows, entry.columns) == (str(element), rows, columns):
+        if entry.key == (str(element), rows, columns):
             return Blocking(entry.streams, entry.tokens, entry.blocks, entry.prefetch)
     return default_blocking(isa, element)
 

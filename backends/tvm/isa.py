@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from slmopt.backends.tvm.tuning_table import TunedLinear, read_entries
+from slmopt.backends.tvm.tuning_table import MOST, TunedLinear, check_fields, read_entries
 from slmopt.errors import InputError, PluginWarning, nearest
 from slmopt.offers import Offer
 
@@ -58,14 +58,9 @@ def read_isa(path: Path, name: str | None = None) -> Isa:
         raise InputError(f"instruction set {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"instruction set {path} is not TOML: {error}") from error
-    entries = data.pop("linear", [])
     types = {field: kind for field, kind in get_type_hints(Isa).items() if field not in ("name", "linear")}
-    every = f"its fields are {', '.join(types)}, and linear where shapes were measured"
-    if missing := [field for field in types if field not in data]:
-        raise InputError(f"instruction set {path} lacks {', '.join(missing)}; {every}")
-    if unknown := [field for field in data if field not in types]:
-        hint = nearest(unknown[0], [*types, "linear"])
-        raise InputError(f"instruction set {path} has unknown fields {', '.join(unknown)}{hint}; {every}")
+    check_fields(f"instruction set {path}", data, list(types), "linear where shapes were measured")
+    entries = data.pop("linear", [])
     for field, kind in types.items():
         _check_type(path, field, kind, data[field])
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
@@ -87,7 +82,8 @@ def _check_type(path: Path, field: str, kind: Any, value: Any) -> None:
 
 def _find_nonsense(isa: Isa) -> str:
     """What no kernel can be made for, or nothing."""
-    for field, most in (("registers", 256), ("streams", 16), ("token_tile", 32), ("block_tile", 8)):
+    limits = {"registers": 256, "streams": MOST["streams"], "token_tile": MOST["tokens"], "block_tile": MOST["blocks"]}
+    for field, most in limits.items():
         if not 1 <= getattr(isa, field) <= most:
             return f"{field} must lie in 1 to {most}, got {getattr(isa, field)}"
     if isa.lanes not in (4, 8, 16):

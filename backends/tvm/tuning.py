@@ -13,11 +13,12 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from slmopt.backend import BuildReport
 from slmopt.backends.tvm.blocking import Blocking, default_blocking
 from slmopt.backends.tvm.isa import Isa, missing_flags
 from slmopt.backends.tvm.operands import known_size
@@ -31,17 +32,11 @@ from slmopt.link import c_compiler
 
 __all__ = ["Shape", "find_shapes", "tune", "tune_shape", "write_isa"]
 
-Report = Callable[[str, int, int], None]
-
 _MARGIN = 0.02  # what a variant must gain to be taken: less is noise
 _PREFILL_TOKENS = 96
 _PREFILL_BLOCKS = 48  # most blocks that many tokens are measured with: enough for a figure
 _COLD_BYTES = 64 << 20  # weights that one token reads in turn: more than any cache keeps
 _SECONDS = 0.002  # least work between two looks at the clock
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    return None
 
 
 @dataclass(frozen=True, order=True)
@@ -62,7 +57,7 @@ class Shape:
         return self.rounded and self.element == str(DType.bf16) and bool(isa.bf16_dot)
 
 
-def tune(module: Module, isa: Isa, rounds: int, report: Report = _silent) -> str:
+def tune(module: Module, isa: Isa, rounds: int, report: BuildReport) -> str:
     """The description of `isa` as TOML, with an entry for each shape of `module` that some blocking is better for.
 
     InputError where this machine cannot run the instruction set. `report(what, done, total)` is told how far it is.
@@ -192,7 +187,7 @@ def _aligned(array: Any) -> Any:
 
 def write_isa(isa: Isa, entries: Sequence[TunedLinear]) -> str:
     """The description of an instruction set as TOML, with these entries and those of its own for other shapes."""
-    found = {(entry.element, entry.rows, entry.columns): entry for entry in (*isa.linear, *entries)}
+    found = {entry.key: entry for entry in (*isa.linear, *entries)}
     lines = [f"{field.name} = {_toml(getattr(isa, field.name))}" for field in fields(isa)
              if field.name not in ("name", "linear")]  # fmt: skip
     return "\n".join([*lines, ""]) + write_entries(tuple(found[key] for key in sorted(found)))

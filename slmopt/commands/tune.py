@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from slmopt.api import TEXT_TOKENS, load, optimize
+    from slmopt.api import TEXT_TOKENS, prepare, resolve_recipe
     from slmopt.calibrate import read_text
     from slmopt.plugins.discovery import registry
     from slmopt.target import parse_target
@@ -45,13 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     if tune is None:
         raise InputError(f"target {target.backend} has nothing to tune")
     text = None if arguments.text is None else read_text(arguments.text)
-    recipe = recipe_of(arguments, "w8")
+    passes = resolve_recipe(recipe_of(arguments, "w8"))
     with open_progress(arguments) as bar:
-        module = load(arguments.source)
-        backend.pipeline(module, target)  # refuses a wrong target before anything slow
-        module = optimize(module, recipe, text=text, text_tokens=arguments.text_tokens or TEXT_TOKENS, verify=False,
-                          target=arguments.target, report=bar.share)  # fmt: skip
-        module = optimize(module, backend.pipeline(module, target), verify=False, target=arguments.target)
+        module = prepare(arguments.source, target, backend, passes, text=text, verify=False, report=bar.share,
+                         text_tokens=arguments.text_tokens or TEXT_TOKENS)  # fmt: skip
         written = tune(module, target, rounds=arguments.rounds, report=bar.step)
     path = Path(arguments.output)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from slmopt.ir.torch_types import torch_dtype
 from slmopt.ir.types import DType, Element, TensorType
 from slmopt.ir.weights import QuantizedTensor, WeightSource
 from slmopt.runtime import LanguageModel
-from slmopt.runtime.session import Session
 
-__all__ = ["INTEGERS", "NORMALS", "ROWS", "UNUSUAL", "WIDTH", "CompiledOps", "OpModule", "Result", "feed"]
+__all__ = ["INTEGERS", "NORMALS", "ROWS", "UNUSUAL", "WIDTH", "CompiledOps", "OpModule", "Result"]
 
 WIDTH = 77  # columns of the table, no multiple of anything a kernel is blocked by
 CONTEXT = 40
@@ -186,10 +184,3 @@ class CompiledOps:
 
     ops: OpModule
     model: LanguageModel
-
-
-def feed(session: Session, ids: Sequence[int], cuts: Sequence[int]) -> np.ndarray:
-    """All logits of tokens that are given in parts which meet at the cuts."""
-    edges = sorted({0, len(ids), *(min(cut, len(ids)) for cut in cuts)})
-    session.reset()
-    return np.concatenate([session.logits(ids[start:stop]) for start, stop in pairwise(edges)])

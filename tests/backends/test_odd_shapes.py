@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import slmopt
 from tests.backends.native import host_isas
 from tests.backends.odd_ops import add_attention, odd_ops
-from tests.backends.op_module import INTEGERS, NORMALS, ROWS, UNUSUAL, CompiledOps, OpModule, feed
+from tests.backends.op_module import INTEGERS, NORMALS, ROWS, UNUSUAL, CompiledOps, OpModule
+from tests.backends.sessions import feed
 
 TOKENS = 33  # most tokens of a sequence, one more than tiles of any size hold
 CUTS = st.lists(st.integers(1, TOKENS - 1), max_size=4)

@@ -21,8 +21,9 @@ from slmopt.errors import UnsupportedError
 from slmopt.interpreter import forward
 from slmopt.ir.types import DType, QuantizedType
 from tests.backends.native import Kernels, aligned, host_isas
-from tests.backends.op_module import INTEGERS, NORMALS, OpModule, feed
+from tests.backends.op_module import INTEGERS, NORMALS, OpModule
 from tests.backends.packed_weights import make_weight
+from tests.backends.sessions import feed
 
 ISAS = pytest.mark.parametrize("isa", host_isas(), ids=lambda isa: isa.name)
 PAIRED = [isa for isa in host_isas() if isa.bf16_dot]

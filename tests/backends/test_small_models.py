@@ -23,10 +23,8 @@ from slmopt.ir.graph import Module
 from slmopt.runtime import LanguageModel
 from tests.architectures import save_tiny
 from tests.backends.native import host_isas
-from tests.backends.op_module import feed
+from tests.backends.sessions import THREADS, TOKENS, check_parts, check_threads, feed
 
-TOKENS = 33
-THREADS = range(1, 9)
 FLOAT_ERROR = 5e-6  # of the largest logit: float32 sums in another order
 # Where activations are rounded to 8 bits or to bfloat16, or keys and values to 8 or 16, a number on the edge between
 # two codes may fall either way, and what reads it follows. It is rare: some prompts have no such number, and agree as
@@ -117,13 +115,7 @@ def test_logits_are_those_of_the_interpreter(compiled: Compiled) -> None:
 
 
 def test_every_number_of_threads_gives_the_same_bytes(compiled: Compiled) -> None:
-    ids = prompts(compiled.vocabulary, 2)[1]
-    expected: dict[int, bytes] = {}
-    for threads in THREADS:
-        with compiled.model.session(threads) as session:
-            for tokens in (1, 2, 16, TOKENS):
-                found = feed(session, ids[:tokens], []).tobytes()
-                assert expected.setdefault(tokens, found) == found, f"{threads} threads, {tokens} tokens"
+    check_threads(compiled.model, prompts(compiled.vocabulary, 2)[1], (1, 2, 16, TOKENS))
 
 
 @settings(max_examples=15, deadline=None)
@@ -134,13 +126,7 @@ def test_every_number_of_threads_gives_the_same_bytes(compiled: Compiled) -> Non
 def test_parts_and_threads_give_the_bytes_of_the_whole(
     compiled: Compiled, threads: int, ids: list[int], cuts: list[int]
 ) -> None:
-    with compiled.model.session(threads=1) as session:
-        whole = feed(session, ids, [])
-    with compiled.model.session(threads) as session:
-        assert feed(session, ids, cuts).tobytes() == whole.tobytes()
-        session.reset()
-        session.prefill(ids)
-        assert session.last_logits().tobytes() == whole[-1].tobytes()
+    check_parts(compiled.model, threads, ids, cuts)
 
 
 @pytest.mark.slow

@@ -5,21 +5,13 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.backends.op_module import ROWS, CompiledOps, feed
-
-THREADS = range(1, 9)
-TOKENS = 33
+from tests.backends.op_module import ROWS, CompiledOps
+from tests.backends.sessions import THREADS, TOKENS, check_parts, check_threads
 
 
 def test_every_number_of_threads_gives_the_same_bytes(compiled_ops: CompiledOps) -> None:
     ids = [11 * place % ROWS for place in range(TOKENS)]
-    expected: dict[int, bytes] = {}
-    for threads in THREADS:
-        with compiled_ops.model.session(threads) as session:
-            assert session.threads == threads
-            for tokens in (1, 2, 3, 8, 15, 16, 17, TOKENS):
-                found = feed(session, ids[:tokens], []).tobytes()
-                assert expected.setdefault(tokens, found) == found, f"{threads} threads, {tokens} tokens"
+    check_threads(compiled_ops.model, ids, (1, 2, 3, 8, 15, 16, 17, TOKENS))
 
 
 @settings(max_examples=20, deadline=None)
@@ -30,10 +22,4 @@ def test_every_number_of_threads_gives_the_same_bytes(compiled_ops: CompiledOps)
 def test_parts_and_threads_give_the_bytes_of_the_whole(
     compiled_ops: CompiledOps, threads: int, ids: list[int], cuts: list[int]
 ) -> None:
-    with compiled_ops.model.session(threads=1) as session:
-        whole = feed(session, ids, [])
-    with compiled_ops.model.session(threads) as session:
-        assert feed(session, ids, cuts).tobytes() == whole.tobytes()
-        session.reset()
-        session.prefill(ids)  # only the last position is computed to the end
-        assert session.last_logits().tobytes() == whole[-1].tobytes()
+    check_parts(compiled_ops.model, threads, ids, cuts)

@@ -155,7 +155,7 @@ def test_tuning_writes_a_file_that_compiles_to_the_same_numbers(
 def test_an_instruction_set_that_the_host_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isa_module, "_CPU_INFO", Path(os.devnull))
     with pytest.raises(InputError, match=r"avx2 cannot be measured here: .* no avx2, bmi2, f16c, fma; tune on one"):
-        tuning.tune(Module("m"), ISAS.load("avx2"), 1)
+        tuning.tune(Module("m"), ISAS.load("avx2"), 1, lambda *said: None)
 
 
 @pytest.mark.parametrize(
