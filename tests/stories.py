@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["MODEL", "REFERENCE", "TEXT", "needs_stories"]
+from slmopt.calibrate import SEPARATOR
+
+__all__ = ["MODEL", "REFERENCE", "TEXT", "calibration_text", "evaluation_text", "needs_stories"]
 
 _SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 MODEL = _SHARED / "models" / "stories260K"
@@ -16,3 +18,17 @@ REFERENCE = 4.6218  # perplexity of the text, fp32 eager PyTorch, BOS first, one
 needs_stories = pytest.mark.skipif(
     not (MODEL.is_dir() and TEXT.is_file()), reason="the trained model and text of ../shared are not here"
 )
+
+
+def _stories() -> list[str]:
+    return [story for story in TEXT.read_text().split(SEPARATOR) if story.strip()]
+
+
+def evaluation_text() -> str:
+    """The first 120 stories."""
+    return SEPARATOR.join(_stories()[:120])
+
+
+def calibration_text() -> str:
+    """The last 130 stories; none of them is among those for evaluation."""
+    return SEPARATOR.join(_stories()[-130:])
