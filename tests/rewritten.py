@@ -24,7 +24,7 @@ from tests.architectures import save_tiny
 from tests.backends.native import BUILTIN
 from tests.backends.sessions import feed
 
-__all__ = ["VARIETY", "check_rewritten", "random_calibration", "raised", "rewritten"]
+__all__ = ["VARIETY", "check_rewritten", "raised", "random_calibration", "rewritten"]
 
 # Grouped queries with windows in some layers; parallel blocks; learnt positions and biases.
 VARIETY = ("gemma2", "gpt_neox", "gpt2")
