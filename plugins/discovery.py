@@ -86,6 +86,14 @@ class Registry:
         backend: Backend = _make(offer, *((self.offers,) if _takes_argument(offer.load()) else ()))
         return backend
 
+    def default_target(self) -> str:
+        """The first target on offer that this machine runs; InputError where it runs none."""
+        for name, backend in self.working_backends().items():
+            if backend.status().get("run"):
+                return name
+        raise InputError(f"this machine runs none of the targets {', '.join(self.backends)}: name one to compile for "
+                         "another machine; `slmopt targets` tells what each needs")  # fmt: skip
+
     def find_metric(self, name: str) -> Metric:
         """The metric `name`; InputError suggests the nearest name."""
         offer = _find(name, self.metrics, "metric", "slmopt plugins")

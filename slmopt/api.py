@@ -104,14 +104,15 @@ def resolve_recipe(recipe: str | os.PathLike[str] | Recipe | Sequence[str | Pass
 
 
 def compile(
-    source: Module | str | os.PathLike[str], target: str = "cpu", output: str | os.PathLike[str] | None = None, *,
+    source: Module | str | os.PathLike[str], target: str | None = None, output: str | os.PathLike[str] | None = None, *,
     recipe: str | os.PathLike[str] | Recipe | Sequence[str | Pass] | None = None, name: str | None = None,
     text: str | None = None, text_tokens: int = TEXT_TOKENS, verify: bool = True, report: Report = _silent,
     observe: Callable[[Module], None] | None = None,
 ) -> Path:  # fmt: skip
     """Compile a module, or the model at a path, into the artifact directory `output`; returns its path.
 
-    `recipe` is applied first, then the passes that the backend still wants. Without `output`, it is `build/NAME`.
+    `recipe` is applied first, then the passes that the backend still wants. Without `target`, it is the first that this
+    machine runs; without `output`, `build/NAME`.
     `observe` sees the module that the backend gets; its `ledger` has the times that an artifact's ledger leaves out.
     Raises UnsupportedError with everything the backend cannot do, by op and place.
     """
@@ -119,7 +120,7 @@ def compile(
     from slmopt.plugins.discovery import registry
     from slmopt.target import parse_target
 
-    parsed = parse_target(target)
+    parsed = parse_target(target or registry().default_target())
     backend = registry().find_backend(parsed.backend)
     passes = None if recipe is None else resolve_recipe(recipe)  # a wrong recipe shows before anything slow
     if output is not None:
@@ -127,7 +128,7 @@ def compile(
     report("load", 0.0)
     module = prepare(source, parsed, backend, passes, text=text, text_tokens=text_tokens, verify=verify, report=report)
     if problems := backend.supports(module, parsed):
-        raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  " + "\n  ".join(problems))
+        raise UnsupportedError(f"target {parsed} cannot compile @{module.name}:\n  " + "\n  ".join(problems))
     if observe is not None:
         observe(module)
     rows = module.ledger.rows if module.ledger is not None else []

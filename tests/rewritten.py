@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ TOLERANCE = 1e-3  # relative to the largest logit
 _SPLITS = ([TOKENS], [1] * 6 + [TOKENS - 6], [17, 1, TOKENS - 18])
 
 
-def raised(directory: Path, name: str, **changes: object) -> Module:
+def raised(directory: Path, name: str, **changes: Any) -> Module:
     """A tiny model of an architecture with random weights, traced and raised."""
     save_tiny(directory / "model", name, **changes)
     module = huggingface.load(directory / "model")

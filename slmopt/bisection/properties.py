@@ -37,7 +37,9 @@ def make_check(check: CheckText, texts: Texts, target: str | None = None) -> Che
     if check.kind == "outputs":
         return OutputsCheck(check.text, check.limit)
     if check.kind == "compiles":
-        return CompilesCheck(check.text, target or "cpu")
+        from slmopt.plugins.discovery import registry
+
+        return CompilesCheck(check.text, target or registry().default_target())
     if texts.calibration is None or texts.documents is None:
         raise InputError(f"check {check.text!r} needs a text to measure {check.kind} on: give one with --text")
     return TextCheck(check.text, check.kind, check.limit, _measurement(check.kind, texts.calibration, texts.documents))

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--check", metavar="CHECK", help="such as 'perplexity<=+3%%', outputs, compiles")
     chosen.add_argument("--command", dest="shell", metavar="COMMAND", help="a shell command, 0 where all is well")
     chosen.add_argument("--replay", metavar="DIR", help="run a reproducer instead; it may run commands: read it first")
-    parser.add_argument("-t", "--target", help="what `compiles` compiles for; default: cpu")
+    parser.add_argument("-t", "--target", help="what `compiles` compiles for; default: the first this machine runs")
     parser.add_argument("-o", "--output", metavar="DIR", default="reproducer", help="default: reproducer")
     parser.add_argument("--no-reproducer", action="store_true", help="write none")
     add_json(parser)

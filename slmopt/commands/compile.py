@@ -21,7 +21,9 @@ __all__ = ["add_arguments", "add_recipe", "compile_and_print", "recipe_of", "run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="model directory")
     parser.add_argument("-o", "--output", metavar="DIR", help="artifact to write; default: build/NAME")
-    parser.add_argument("-t", "--target", default="cpu", help="such as cpu or cpu:isa=avx2,context=512; default: cpu")
+    parser.add_argument(
+        "-t", "--target", help="such as cpu or cpu:isa=avx2,context=512; default: the first this machine runs"
+    )
     add_recipe(parser)
     parser.add_argument("--name", help="of the artifact's library; default: the directory's name")
     add_json(parser)

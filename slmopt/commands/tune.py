@@ -25,7 +25,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="model directory")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="TOML file to write")
-    parser.add_argument("-t", "--target", default="cpu", help="such as cpu or cpu:isa=avx2; default: cpu")
+    parser.add_argument("-t", "--target", help="such as cpu or cpu:isa=avx2; default: the first this machine runs")
     add_recipe(parser, verify=False)
     parser.add_argument("--rounds", type=positive, default=31, metavar="N", help="turns of each variant; default: 31")
     add_json(parser)
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not arguments.output.endswith(".toml"):
         raise InputError(f"{arguments.output}: an instruction set is a file that ends in .toml")
-    target = parse_target(arguments.target)
+    target = parse_target(arguments.target or registry().default_target())
     backend = registry().find_backend(target.backend)
     tune = getattr(backend, "tune", None)
     if tune is None:

@@ -34,17 +34,19 @@ module @op {{
 
 def check_op(
     spec: OpSpec | Sequence[OpSpec], text: str, *, width: int = 32, tolerance: float = 1e-5,
-    lowerings: Mapping[str, Any] | None = None, targets: Sequence[str] = ("cpu",),
+    lowerings: Mapping[str, Any] | None = None, targets: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """AssertionError where an op computes something else step by step, or compiled, than its reference says.
 
     `text` has lines of IR text that use the op on `%x: f32[b, s, width]`, random numbers; the last line's result, of
     the same type, is what is compared: relative to its largest number, as a whole and in parts, with one thread and
-    two, for each of `targets`. Neither the op nor its lowerings need be offered by a plugin: `spec` is one OpSpec or
-    several, `lowerings` maps names such as "tvm:OP" to lowerings. UnsupportedError where a target has no kernel.
+    two, for each of `targets`, or the first target that this machine runs. Neither the op
+    nor its lowerings need be offered by a plugin: `spec` is one OpSpec or several, `lowerings` maps names such as
+    "tvm:OP" to lowerings. UnsupportedError where a target has no kernel.
     """
     from slmopt.ir.ops import registry as ops
     from slmopt.ir.text import parse_module
+    from slmopt.plugins.discovery import registry
     from slmopt.stand_in import add_stand_ins
 
     lines = [line.strip() for line in text.strip().splitlines()]
@@ -54,7 +56,7 @@ def check_op(
     with ops.having([spec] if isinstance(spec, OpSpec) else spec, "the op that is checked"):
         module = parse_module(_TEXT.format(width=width, lines="\n    ".join(lines), last=last[1]))
         add_stand_ins(module, drawn=True)
-        for target in targets:
+        for target in targets or (registry().default_target(),):
             _check_target(module, target, lowerings or {}, width, tolerance)
 
 
