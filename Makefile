@@ -4,15 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow bench lint clean
+SYSTEM := $(shell sed '/^#/d' system-packages.txt)
+
+.PHONY: demo test test-slow bench lint system clean
 
 demo: $(READY)
 	$(BIN)/slmopt demo
 
-test: lint
+test: lint system
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(READY)
+test-slow: $(READY) system
 	$(BIN)/python -m pytest
 
 bench: $(READY)
@@ -24,6 +26,17 @@ bench: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Emulators and drivers for tests (system-packages.txt): installed by root on Debian and its kin, else named.
+system:
+	@missing=""; for package in $(SYSTEM); do \
+	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { apt-get install -qq -y --no-install-recommends $$missing || \
+	    { apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing; }; } >/dev/null || \
+	  echo "could not be installed, so that tests of other targets are skipped:$$missing"; \
+	else echo "tests of other targets are skipped without:$$missing"; fi
 
 # torch comes first and alone, at the version of constraints.txt: what follows then finds its CPU build in place.
 $(READY): pyproject.toml constraints.txt
