@@ -22,6 +22,7 @@ COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-W
 LINK_FLAGS = ("-shared", "-Wl,-S", "-Wl,--build-id=none", "-Wl,--no-undefined", "-Wl,-Bsymbolic", "-Wl,--as-needed")
 _EXPORTS = "{ global: slm_*; local: *; };\n"
 _MESSAGE_LINES = 30
+_PROCESSOR_SOURCES = ("cpu.c", "team.c")
 _SEARCHED = ("CPATH", "C_INCLUDE_PATH", "GCC_EXEC_PREFIX", "COMPILER_PATH")  # where compilers look besides
 
 
@@ -49,12 +50,14 @@ def link_library(
     name: str,
     *,
     sources: Sequence[str | os.PathLike[str]] = (),
+    machine: Sequence[str | os.PathLike[str]] | None = None,
     compiler: Sequence[str] | None = None,
     flags: Sequence[str] = (),
 ) -> Path:
     """Compiles `program_c`, `sources` and the runtime, links them with `objects` into the shared library `output`.
 
-    Only slm_* is exported. Equal inputs give equal bytes: everything is compiled under relative names in a directory
+    `machine` are C files and headers that stand in for those of the runtime which compute on a processor: they define
+    slm_machine_* and slm_team_* of runtime.h. Only slm_* is exported. Equal inputs give equal bytes: everything is compiled under relative names in a directory
     of its own. `compiler` is the command of another compiler than c_compiler()'s, for cross compilation; `flags` go to
     both compiling and linking, last. Returns `output`. InputError without a compiler, ArtifactError with its messages
     when it fails.
@@ -64,8 +67,9 @@ def link_library(
     target = Path(os.path.abspath(output))
     with tempfile.TemporaryDirectory(prefix="slmopt-link-") as temporary:
         work = Path(temporary)
-        names = [_stage(Path(source), work) for source in (*runtime_sources(), Path(program_c), *map(Path, sources))]
-        for header in runtime_directory().glob("*.h"):
+        given = [*runtime_sources(processor=machine is None), Path(program_c), *map(Path, (*(machine or ()), *sources))]
+        names = [_stage(source, work) for source in given if source.suffix != ".h"]
+        for header in (*runtime_directory().glob("*.h"), *(path for path in given if path.suffix == ".h")):
             shutil.copyfile(header, work / header.name)
         staged = [_stage(Path(item), work, f"object{index}.o") for index, item in enumerate(objects)]
         (work / "exports.map").write_text(_EXPORTS)
@@ -79,9 +83,10 @@ def link_library(
     return target
 
 
-def runtime_sources() -> list[Path]:
-    """The runtime's C files, in a fixed order."""
-    return sorted(runtime_directory().glob("*.c"))
+def runtime_sources(*, processor: bool = True) -> list[Path]:
+    """The runtime's C files, in a fixed order; without those that compute on a processor where not `processor`."""
+    found = sorted(runtime_directory().glob("*.c"))
+    return [path for path in found if processor or path.name not in _PROCESSOR_SOURCES]
 
 
 def write_development_files(directory: str | os.PathLike[str], name: str) -> None:

@@ -57,7 +57,8 @@ static int has_feature(const char *name) {
   return -1;
 }
 
-int32_t slm_check_cpu(const slm_program *program) {
+int32_t slm_machine_open(slm_model *model) {
+  const slm_program *program = model->program;
   if (program->cpu_features == NULL) return 0;
 #ifdef SLM_X86
   __builtin_cpu_init();
@@ -73,6 +74,8 @@ int32_t slm_check_cpu(const slm_program *program) {
   }
   return 0;
 }
+
+void slm_machine_close(slm_model *model) { (void)model; }
 
 int32_t slm_usable_cores(void) {
 #ifdef __linux__

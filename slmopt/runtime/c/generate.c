@@ -6,10 +6,9 @@ static int32_t generate(slm_session *session, const int32_t *ids, int32_t count,
   int32_t context = session->model->program->context, id = 0;
   for (int32_t reported = 0; reported < max_new; reported++) {
     if (reported > 0 && session->position == context) return reported;
-    if (reported == 0)
-      slm_session_take(session, ids, count, session->logits, 0);
-    else
-      slm_session_take(session, &id, 1, session->logits, 0);
+    int32_t code = reported == 0 ? slm_session_take(session, ids, count, session->logits, 0)
+                                 : slm_session_take(session, &id, 1, session->logits, 0);
+    if (code != 0) return -1;
     id = slm_choose(&session->sampler, session->logits, sampling);
     if (id < 0) return -1;
     if (id == stop_id) return reported;

@@ -116,7 +116,7 @@ slm_model *slm_open(const char *directory) {
     slm_fail("slm_open: the directory is NULL");
     return NULL;
   }
-  if (check_program(program) != 0 || slm_check_cpu(program) != 0) return NULL;
+  if (check_program(program) != 0) return NULL;
   slm_model *model = calloc(1, sizeof *model);
   if (model == NULL) {
     slm_fail("out of memory");
@@ -128,11 +128,17 @@ slm_model *slm_open(const char *directory) {
     free(model);
     return NULL;
   }
+  if (slm_machine_open(model) != 0) {
+    munmap(model->map, model->map_bytes);
+    free(model);
+    return NULL;
+  }
   return model;
 }
 
 void slm_model_release(slm_model *model) {
   if (atomic_fetch_sub_explicit(&model->references, 1, memory_order_acq_rel) != 1) return;
+  slm_machine_close(model);
   munmap(model->map, model->map_bytes);
   free(model);
 }

@@ -20,9 +20,11 @@
 /* error.c: writes the message of slm_last_error; returns -1 so that a caller can return it. */
 int32_t slm_fail(const char *format, ...) SLM_PRINTF;
 
-/* cpu.c: the number of cores this process may use, at least 1. 0 or -1 with an error where the processor lacks a feature. */
-int32_t slm_usable_cores(void);
-int32_t slm_check_cpu(const slm_program *program);
+/* The machine that computes: cpu.c and team.c, or a backend's own files in their place (link.py). Opening finds out whether
+ * the machine is here and can run the program, with the model's weights mapped; 0, or -1 with an error. */
+int32_t slm_machine_open(slm_model *model);
+void slm_machine_close(slm_model *model); /* of an opened one, before the weights are unmapped */
+int32_t slm_usable_cores(void);           /* the number of cores this process may use, at least 1 */
 void slm_pause(void);
 
 /* model.c */
@@ -31,14 +33,16 @@ struct slm_model {
   const uint8_t *weights; /* inside the map, SLM_WEIGHTS_HEADER behind the start of the file */
   void *map;              /* where the file lies, and what is reserved around it */
   size_t map_bytes;
+  void *machine;         /* what slm_machine_open keeps */
   atomic_int references; /* the opener's, and one of each session */
 };
 void slm_model_release(slm_model *model);
 
-/* team.c: a session's threads. The caller of slm_team_run is thread 0; the others sleep between runs. */
+/* The part of the machine that runs a session's steps. Of team.c it is threads: the caller of slm_team_run is thread 0; the
+ * others sleep between runs. Running fills in thread, threads and barrier; 0, or -1 with an error. */
 typedef struct slm_team slm_team;
-slm_team *slm_team_open(int32_t threads, void (*step)(const slm_frame *frame));
-void slm_team_run(slm_team *team, const slm_frame *frame); /* fills in thread, threads and barrier */
+slm_team *slm_team_open(const slm_model *model, int32_t threads);
+int32_t slm_team_run(slm_team *team, const slm_frame *frame);
 void slm_team_close(slm_team *team);
 
 /* sampler.c */
@@ -77,8 +81,8 @@ int32_t slm_session_enter(slm_session *session);
 void slm_session_leave(slm_session *session);
 /* Checks that ids[count] can be taken now. 0, or -1 with an error. */
 int32_t slm_check_ids(const slm_session *session, const int32_t *ids, int32_t count);
-/* Takes checked ids; writes logits of all rows, of the last one, or of none (NULL). */
-void slm_session_take(slm_session *session, const int32_t *ids, int32_t count, float *logits, int all);
+/* Takes checked ids; writes logits of all rows, of the last one, or of none (NULL). 0, or -1 where the machine failed. */
+int32_t slm_session_take(slm_session *session, const int32_t *ids, int32_t count, float *logits, int all);
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

@@ -77,7 +77,7 @@ slm_session *slm_session_open(slm_model *model, int32_t threads) {
   session->threads = threads > 0 ? threads : slm_usable_cores();
   session->process = getpid();
   atomic_flag_clear(&session->busy);
-  if (allocate(session, model->program) == 0) session->team = slm_team_open(session->threads, model->program->step);
+  if (allocate(session, model->program) == 0) session->team = slm_team_open(model, session->threads);
   if (session->team == NULL) {
     release(session);
     return NULL;
@@ -122,7 +122,7 @@ int32_t slm_check_ids(const slm_session *session, const int32_t *ids, int32_t co
   return 0;
 }
 
-void slm_session_take(slm_session *session, const int32_t *ids, int32_t count, float *logits, int all) {
+int32_t slm_session_take(slm_session *session, const int32_t *ids, int32_t count, float *logits, int all) {
   const slm_program *program = session->model->program;
   for (int32_t done = 0, tokens; done < count; done += tokens) {
     tokens = count - done < program->chunk ? count - done : program->chunk;
@@ -137,16 +137,17 @@ void slm_session_take(slm_session *session, const int32_t *ids, int32_t count, f
         .position = session->position,
         .first_logit = logits == NULL ? tokens : all ? 0 : last ? tokens - 1 : tokens,
     };
-    slm_team_run(session->team, &frame);
+    if (slm_team_run(session->team, &frame) != 0) return -1;
     session->position += tokens;
   }
   for (int32_t i = 0; i < count; i++) session->seen[ids[i]] = 1;
+  return 0;
 }
 
 int32_t slm_prefill(slm_session *session, const int32_t *ids, int32_t count, float *logits) {
   if (slm_session_enter(session) != 0) return -1;
   int32_t code = slm_check_ids(session, ids, count);
-  if (code == 0) slm_session_take(session, ids, count, logits, 0);
+  if (code == 0) code = slm_session_take(session, ids, count, logits, 0);
   slm_session_leave(session);
   return code;
 }
@@ -157,7 +158,7 @@ int32_t slm_logits(slm_session *session, const int32_t *ids, int32_t count, floa
   if (logits == NULL) return slm_fail("slm_logits: logits is NULL");
   if (slm_session_enter(session) != 0) return -1;
   int32_t code = slm_check_ids(session, ids, count);
-  if (code == 0) slm_session_take(session, ids, count, logits, 1);
+  if (code == 0) code = slm_session_take(session, ids, count, logits, 1);
   slm_session_leave(session);
   return code;
 }

@@ -119,7 +119,7 @@ static int32_t start_workers(slm_team *team) {
   return 0;
 }
 
-slm_team *slm_team_open(int32_t threads, void (*step)(const slm_frame *frame)) {
+slm_team *slm_team_open(const slm_model *model, int32_t threads) {
   size_t bytes = sizeof(slm_team) + (size_t)(threads - 1) * sizeof(worker);
   void *memory = NULL;
   if (posix_memalign(&memory, _Alignof(slm_team), bytes) != 0) {
@@ -132,7 +132,7 @@ slm_team *slm_team_open(int32_t threads, void (*step)(const slm_frame *frame)) {
   atomic_init(&team->barrier.generation, 0);
   atomic_init(&team->epoch, 0);
   team->barrier.spins = threads > slm_usable_cores() ? 0 : BARRIER_SPINS;
-  team->step = step;
+  team->step = model->program->step;
   team->threads = threads;
   pthread_mutex_init(&team->mutex, NULL);
   pthread_cond_init(&team->begun, NULL);
@@ -143,12 +143,13 @@ slm_team *slm_team_open(int32_t threads, void (*step)(const slm_frame *frame)) {
   return team;
 }
 
-void slm_team_run(slm_team *team, const slm_frame *frame) {
+int32_t slm_team_run(slm_team *team, const slm_frame *frame) {
   team->frame = *frame;
   team->frame.threads = team->threads;
   team->frame.barrier = &team->barrier;
   if (team->threads > 1) begin_epoch(team);
   run_step(team, 0);
+  return 0;
 }
 
 void slm_team_close(slm_team *team) {
