@@ -57,10 +57,10 @@ def link_library(
     """Compiles `program_c`, `sources` and the runtime, links them with `objects` into the shared library `output`.
 
     `machine` are C files and headers that stand in for those of the runtime which compute on a processor: they define
-    slm_machine_* and slm_team_* of runtime.h. Only slm_* is exported. Equal inputs give equal bytes: everything is compiled under relative names in a directory
-    of its own. `compiler` is the command of another compiler than c_compiler()'s, for cross compilation; `flags` go to
-    both compiling and linking, last. Returns `output`. InputError without a compiler, ArtifactError with its messages
-    when it fails.
+    slm_machine_* and slm_team_* of runtime.h. Only slm_* is exported. Equal inputs give equal bytes: everything is
+    compiled under relative names in a directory of its own. `compiler` is the command of another compiler than
+    c_compiler()'s, for cross compilation; `flags` go to both compiling and linking, last. Returns `output`. InputError
+    without a compiler, ArtifactError with its messages when it fails.
     """
     check_name(name)
     command = list(compiler) if compiler is not None else c_compiler()
