@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slmopt.errors import InputError, IRError
 from slmopt.ir.dims import Dim, SymbolicDim
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
+from slmopt.ir.step import step_sizes
 from slmopt.ir.types import DType, QuantizedType
 from slmopt.ir.weights import QuantizedTensor
 
@@ -166,15 +167,18 @@ def forward(
     return run(module, "forward", [ids], parameters)[0]
 
 
-def initial_states(graph: Graph, batch: int, capacity: int, *, rounded: bool = True) -> list[torch.Tensor]:
+def initial_states(
+    graph: Graph, batch: int, capacity: int, *, chunk: int | None = None, rounded: bool = True
+) -> list[torch.Tensor]:  # fmt: skip
     """Zeros for every state of a step graph, in the type it is declared with, or float64 where `rounded` is False.
 
-    A state of codes is float32: the numbers they stand for."""
+    `chunk` is the most tokens a step will take; None: any number. A state of codes is float32: the numbers they stand
+    for."""
     import torch
 
     from slmopt.ir.torch_types import torch_dtype
 
-    sizes: dict[str, Dim] = {"b": batch, "c": capacity}
+    sizes = step_sizes(batch, capacity, chunk or capacity)
     states = graph.inputs[len(graph.inputs) - graph.states :]
     types = [state.type.substitute(sizes) for state in states]
     plain = [DType.f32 if isinstance(t.element, QuantizedType) else t.element for t in types]
@@ -196,7 +200,8 @@ def step_through(
     graph = module.graph("step")
     if sum(splits) != ids.shape[1]:
         raise InputError(f"splits {list(splits)} do not add up to {ids.shape[1]} tokens")
-    states = initial_states(graph, ids.shape[0], capacity or ids.shape[1], rounded=rounded)
+    chunk = max(splits, default=1)
+    states = initial_states(graph, ids.shape[0], capacity or ids.shape[1], chunk=chunk, rounded=rounded)
     parts, position = [], 0
     for length in splits:
         part = ids[:, position : position + length]

@@ -20,7 +20,7 @@ module @toy {
     %kr = reshape(%k) {shape = [b, s, 2, 16]} : f32[b, s, 2, 16]
     %qp = permute(%qr) {axes = [0, 2, 1, 3]} : f32[b, 2, s, 16]
     %kp = permute(%kr) {axes = [0, 2, 1, 3]} : f32[b, 2, s, 16]
-    %a = attention(%qp, %kp, %kp) {scale = 0.25, mask = "causal", window = none, chunk = none, softcap = none} : f32[b, 2, s, 16]
+    %a = attention(%qp, %kp, %kp) {scale = 0.25, mask = "causal", window = none, chunk = none, sink = none, softcap = none, ring = false} : f32[b, 2, s, 16]
     %ap = permute(%a) {axes = [0, 2, 1, 3]} : f32[b, s, 2, 16]
     %o = reshape(%ap) {shape = [b, s, 32]} : f32[b, s, 32]
     %r = add(%x, %o) : f32[b, s, 32] loc("layers.0")

@@ -180,6 +180,8 @@ def _cache(lowering: Lowering, state: Value, op: Op) -> Cache:
         raise UnsupportedError(f"{op.describe()}: a cache is read by attention alone, as keys or as values")
     layout = "keys" if roles == {1} else "values"
     _, heads, capacity, size = (known_size(d, op) for d in state.shape)
+    if op.attributes["window"] is not None:
+        capacity = lowering.capacity
     element = state.type.element
     if str(element) not in STORED:
         raise UnsupportedError(f"{op.describe()}: no kernel for a cache of {element}; expected {', '.join(STORED)}")
@@ -210,6 +212,8 @@ def lower_attention(lowering: Lowering, op: Op) -> None:
         raise UnsupportedError(f"{op.describe()}: keys and values must come from caches; run `incrementalize` first")
     if op.operands[3] is not None or op.attributes["chunk"] is not None:
         raise UnsupportedError(f"{op.describe()}: no kernel for attention with a dense bias or a chunked mask")
+    if op.attributes["sink"] is not None:
+        raise UnsupportedError(f"{op.describe()}: no kernel for attention with positions that stay visible")
     slopes, sinks = optional_weight(op, 5), optional_weight(op, 6)
     view, out, window = lowering.rows(query), lowering.allocate(op.result), _real(op, "window")
     _, heads, tokens, head_dim = query.shape

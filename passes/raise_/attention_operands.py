@@ -70,6 +70,8 @@ def _mask_as_attributes(at: Rewriter, m: Match) -> Value | None:
         both = mask.attributes
         if None not in (own["chunk"], both["chunk"]) and own["chunk"] != both["chunk"]:
             continue
+        if own["sink"] is not None and both["window"] is not None:
+            continue
         windows = [size for size in (own["window"], both["window"]) if isinstance(size, int)]
         chunk = own["chunk"] if own["chunk"] is not None else both["chunk"]
         causal = "causal" in (own["mask"], both["mask"])

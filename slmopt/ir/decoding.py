@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from slmopt.errors import IRError, UnsupportedError
 from slmopt.ir.dims import SymbolicDim, dim_symbols, symbol
 from slmopt.ir.graph import Graph, Op, Operand, Value
-from slmopt.ir.step import CAPACITY, POSITION, TOKENS, StepBuilder
+from slmopt.ir.step import CAPACITY, CHUNK, POSITION, TOKENS, StepBuilder
 from slmopt.ir.types import DType, Element, TensorType
 
 __all__ = ["derive_step"]
@@ -70,5 +70,5 @@ def _check_symbols(forward: Graph, sequence: str) -> None:
     }  # fmt: skip
     if sequence not in used:
         raise UnsupportedError(f"graph @{forward.name} has no axis named {sequence!r} to step along")
-    for name in {TOKENS, CAPACITY} & used - {sequence}:
+    for name in {TOKENS, CAPACITY, CHUNK} & used - {sequence}:
         raise IRError(f"graph @{forward.name} already has a dimension {name!r}, which @step needs for itself")

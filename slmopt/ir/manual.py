@@ -8,7 +8,7 @@ from importlib.resources import files
 from slmopt.errors import IRError
 from slmopt.ir.dims import symbol
 from slmopt.ir.graph import Attribute, Graph, Module, Op, Operand, Value
-from slmopt.ir.ops import attention, elementwise, language, reduce, shape
+from slmopt.ir.ops import attention, elementwise, language, linear_attention, reduce, shape
 from slmopt.ir.spec import OpSpec, Required
 from slmopt.ir.step import POSITION, TOKENS, StepBuilder
 from slmopt.ir.text import parse_module, print_op, write_attribute
@@ -18,8 +18,8 @@ __all__ = ["describe_op", "example_module", "example_op", "write_manual"]
 
 _SEQUENCE = "s"
 _PARTS = (
-    ("Language models", (language, attention)), ("Elementwise", (elementwise,)), ("Along axes", (reduce,)),
-    ("Making and moving", (shape,)),
+    ("Language models", (language, attention, linear_attention)), ("Elementwise", (elementwise,)),
+    ("Along axes", (reduce,)), ("Making and moving", (shape,)),
 )  # fmt: skip
 _KINDS = {"int": "size", "float": "number", "tuple": "list", "str": "string"}
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slmopt.errors import IRError
-from slmopt.ir.dims import SymbolicDim, substitute_dim, symbol
+from slmopt.ir.dims import Dim, SymbolicDim, substitute_dim, symbol
 from slmopt.ir.graph import Attribute, Graph, Op, Operand, Value, substitute_attribute
 from slmopt.ir.types import DType, Element, TensorType
 
-__all__ = ["CAPACITY", "POSITION", "TOKENS", "StepBuilder"]
+__all__ = ["CAPACITY", "CHUNK", "POSITION", "TOKENS", "StepBuilder", "step_sizes"]
 
 TOKENS = "t"  # tokens of this step; their positions are position, position + 1, ...
 CAPACITY = "c"  # positions a cache has room for
+CHUNK = "m"  # the most tokens of one step: what a ring has room for beside its window
 POSITION = "position"
+
+
+def step_sizes(batch: int, capacity: int, chunk: int) -> dict[str, Dim]:
+    """What the symbols of @step but for its tokens stand for: sequences, positions, the most tokens of one step."""
+    return {"b": batch, CAPACITY: capacity, CHUNK: chunk}
 
 
 class StepBuilder:
@@ -42,6 +48,11 @@ class StepBuilder:
     def capacity(self) -> SymbolicDim:
         """The number of positions a cache has room for."""
         return symbol(CAPACITY)
+
+    @property
+    def chunk(self) -> SymbolicDim:
+        """The most tokens of one step."""
+        return symbol(CHUNK)
 
     def add(
         self, name: str, operands: Sequence[Operand], attributes: Mapping[str, Attribute] | None = None, hint: str = ""

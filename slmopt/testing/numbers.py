@@ -54,7 +54,7 @@ def _input(module: Module, graph: Graph, index: int, sizes: Mapping[str, int]) -
     import torch
 
     value = graph.inputs[index]
-    bound = {"b": 2, "s": 7, "t": 3, "c": 16, **sizes}
+    bound = {"b": 2, "s": 7, "t": 3, "c": 16, "m": 7, **sizes}
     shape = [int(dim) for dim in value.type.substitute(bound).shape]  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(_SEED + index)
     if value.type.element in (DType.i64, DType.i32):

@@ -13,12 +13,13 @@ from slmopt.api import parse
 from slmopt.cli import main
 from slmopt.ir.graph import Value, Weight
 from slmopt.ir.manual import describe_op, example_module, example_op, write_manual
-from slmopt.ir.ops import attention, elementwise, language, reduce, shape
+from slmopt.ir.ops import attention, elementwise, language, linear_attention, reduce, shape
 from slmopt.ir.spec import OpSpec
 from slmopt.ir.text import parse_module
 from slmopt.ir.verify import verify
 
-SPECS = [spec for module in (language, attention, elementwise, reduce, shape) for spec in module.SPECS]
+PARTS = (language, attention, linear_attention, elementwise, reduce, shape)
+SPECS = [spec for part in PARTS for spec in part.SPECS]
 FILE = Path(__file__).resolve().parent.parent.parent / "docs" / "ir.md"
 
 

@@ -139,7 +139,7 @@ def test_golden() -> None:
     found, changes = apply(module, Incrementalize(cache="f16"))
     assert str(found.graph()) == before
     assert graph_text(found.graph("step")) == graph_text("""
-        graph @step(%ids: i64[b, t], %position: i64[], state %a_keys: f16[b, 4, c, 8], state %a_values: f16[b, 4, c, 8]) {
+        graph @step(%ids: i64[b, t], %position: i64[], state %a_keys: f16[b, 4, m + 5, 8], state %a_values: f16[b, 4, m + 5, 8]) {
           %x = embedding(%ids, weight @table : f32[50, 32]) : f32[b, t, 32]
           %i = arange() {start = 0, stop = t, element = "f32"} : f32[t]
           %i_2 = cast(%position) {element = "f32"} : f32[]
@@ -148,9 +148,9 @@ def test_golden() -> None:
           %z = mul(%x, %c) : f32[b, t, 32]
           %h = reshape(%z) {shape = [b, t, 4, 8]} : f32[b, t, 4, 8]
           %p = permute(%h) {axes = [0, 2, 1, 3]} : f32[b, 4, t, 8]
-          %a_keys_next = cache_update(%a_keys, %p, %position) : f16[b, 4, c, 8] loc("layers.0.attn")
-          %a_values_next = cache_update(%a_values, %p, %position) : f16[b, 4, c, 8] loc("layers.0.attn")
-          %a = attention(%p, %a_keys_next, %a_values_next, _, %position, _, _) {scale = 0.35, mask = "causal", window = 6, chunk = none, softcap = none} : f32[b, 4, t, 8] loc("layers.0.attn")
+          %a_keys_next = cache_update(%a_keys, %p, %position) {window = 6, sink = none} : f16[b, 4, m + 5, 8] loc("layers.0.attn")
+          %a_values_next = cache_update(%a_values, %p, %position) {window = 6, sink = none} : f16[b, 4, m + 5, 8] loc("layers.0.attn")
+          %a = attention(%p, %a_keys_next, %a_values_next, _, %position, _, _) {scale = 0.35, mask = "causal", window = 6, chunk = none, sink = none, softcap = none, ring = true} : f32[b, 4, t, 8] loc("layers.0.attn")
           return %a, %a_keys_next, %a_values_next
         }
     """)  # noqa: E501

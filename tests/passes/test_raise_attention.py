@@ -29,7 +29,7 @@ def test_softmax_with_structural_mask() -> None:
     after = """
         %t = permute(%k) {axes = [0, 1, 3, 2]} : f32[b, 4, 16, s]
         %r_2 = permute(%t) {axes = [0, 1, 3, 2]} : f32[b, 4, s, 16]
-        %r = attention(%q, %r_2, %v) {scale = 0.25, mask = "causal", window = 3, chunk = none, softcap = none} : f32[b, 4, s, 16]
+        %r = attention(%q, %r_2, %v) {scale = 0.25, mask = "causal", window = 3, chunk = none, sink = none, softcap = none, ring = false} : f32[b, 4, s, 16]
         return %r
     """  # noqa: E501
     changes = check_rewrite(RaiseAttention(), before, after, signature=QKV)
@@ -53,7 +53,7 @@ def test_soft_cap() -> None:
     after = """
         %t = permute(%k) {axes = [0, 1, 3, 2]} : f32[b, 4, 16, s]
         %r_2 = permute(%t) {axes = [0, 1, 3, 2]} : f32[b, 4, s, 16]
-        %r = attention(%q, %r_2, %v) {scale = 0.125, mask = "full", window = none, chunk = none, softcap = 5.0} : f32[b, 4, s, 16]
+        %r = attention(%q, %r_2, %v) {scale = 0.125, mask = "full", window = none, chunk = none, sink = none, softcap = 5.0, ring = false} : f32[b, 4, s, 16]
         return %r
     """  # noqa: E501
     changes = check_rewrite(RaiseAttention(), before, after, signature=QKV)
@@ -77,7 +77,7 @@ def test_slopes_times_key_positions() -> None:
     after = """
         %t = permute(%k) {axes = [0, 1, 3, 2]} : f32[b, 4, 16, s]
         %r_2 = permute(%t) {axes = [0, 1, 3, 2]} : f32[b, 4, s, 16]
-        %r = attention(%q, %r_2, %v, _, _, weight @slopes.slopes : f32[4]) {scale = 1.0, mask = "causal", window = none, chunk = none, softcap = none} : f32[b, 4, s, 16]
+        %r = attention(%q, %r_2, %v, _, _, weight @slopes.slopes : f32[4]) {scale = 1.0, mask = "causal", window = none, chunk = none, sink = none, softcap = none, ring = false} : f32[b, 4, s, 16]
         return %r
     """  # noqa: E501
     changes = check_rewrite(RaiseAttention(), before, after, signature=QKV)
@@ -93,7 +93,7 @@ def test_mask_among_other_terms() -> None:
         return %r
     """
     after = """
-        %r = attention(%q, %k, %v, %e) {scale = 0.25, mask = "causal", window = 4, chunk = 2, softcap = none} : f32[b, 4, s, 16]
+        %r = attention(%q, %k, %v, %e) {scale = 0.25, mask = "causal", window = 4, chunk = 2, sink = none, softcap = none, ring = false} : f32[b, 4, s, 16]
         return %r
     """  # noqa: E501
     signature = f"{QKV}, %e: f32[b, 1, s, s]"
@@ -113,7 +113,7 @@ def test_repeated_heads_are_read_unrepeated() -> None:
         return %r
     """
     after = """
-        %r = attention(%q, %k, %v) {scale = 0.25, mask = "causal", window = none, chunk = none, softcap = none} : f32[b, 4, s, 16]
+        %r = attention(%q, %k, %v) {scale = 0.25, mask = "causal", window = none, chunk = none, sink = none, softcap = none, ring = false} : f32[b, 4, s, 16]
         return %r
     """  # noqa: E501
     signature = "%q: f32[b, 4, s, 16], %k: f32[b, 2, s, 16], %v: f32[b, 2, s, 16]"
@@ -135,7 +135,7 @@ def test_numbers_go_into_scale() -> None:
     after = """
         %r_2 = reshape(%x) {shape = [b, s, 4, 16]} : f32[b, s, 4, 16]
         %r_3 = permute(%r_2) {axes = [0, 2, 1, 3]} : f32[b, 4, s, 16]
-        %r = attention(%r_3, %k, %v) {scale = 0.125, mask = "causal", window = none, chunk = none, softcap = none} : f32[b, 4, s, 16]
+        %r = attention(%r_3, %k, %v) {scale = 0.125, mask = "causal", window = none, chunk = none, sink = none, softcap = none, ring = false} : f32[b, 4, s, 16]
         return %r
     """  # noqa: E501
     signature = "%x: f32[b, s, 64], %k: f32[b, 4, s, 16], %v: f32[b, 4, s, 16]"
@@ -207,7 +207,7 @@ def test_factor_of_a_sum_and_floor() -> None:
         %r_2 = constant() {value = 0.25, element = "f32"} : f32[]
         %r_3 = mul(%e, %r_2) : f32[b, 1, s, s]
         %r_4 = permute(%t) {axes = [0, 1, 3, 2]} : f32[b, 4, s, 16]
-        %r = attention(%q, %r_4, %v, %r_3) {scale = 0.25, mask = "causal", window = none, chunk = none, softcap = none} : f32[b, 4, s, 16]
+        %r = attention(%q, %r_4, %v, %r_3) {scale = 0.25, mask = "causal", window = none, chunk = none, sink = none, softcap = none, ring = false} : f32[b, 4, s, 16]
         return %r
     """  # noqa: E501
     changes = check_rewrite(RaiseAttention(), before, after, signature=f"{QKV}, %e: f32[b, 1, s, s]")
