@@ -10,7 +10,7 @@ from slmopt.errors import InputError
 from slmopt.ir.blocks import Block, find_blocks
 from slmopt.ir.graph import Graph
 
-__all__ = ["Layers", "find_layers"]
+__all__ = ["Layers", "find_layers", "number_places"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def find_layers(graph: Graph, layers: Layers | None = None, *, sizes: bool = Fal
     place = {op: index for index, op in enumerate(graph.walk())}
     blocks = [block for repetition in find_blocks(graph, sizes=sizes) for block in repetition.instances]
     blocks.sort(key=lambda block: min(place[op] for op in block.ops))
-    numbers = _numbers([block.name.split(".") for block in blocks])
+    numbers = number_places([block.name for block in blocks])
     found = dict(zip(numbers, blocks, strict=True))
     if layers is None:
         return found
@@ -73,9 +73,9 @@ def find_layers(graph: Graph, layers: Layers | None = None, *, sizes: bool = Fal
     return {number: block for number, block in found.items() if number in layers}
 
 
-def _numbers(paths: Sequence[Sequence[str]]) -> Sequence[int]:
+def number_places(paths: Sequence[str]) -> Sequence[int]:
     """The number in each path, where one part of all of them is a number and no two are the same; else 0, 1, 2, ..."""
-    for parts in zip(*paths, strict=False):
+    for parts in zip(*(path.split(".") for path in paths), strict=False):
         if all(part.isdecimal() for part in parts) and len(set(map(int, parts))) == len(parts):
             return [int(part) for part in parts]
     return range(len(paths))
