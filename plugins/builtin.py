@@ -42,6 +42,8 @@ def slmopt_passes() -> Mapping[str, str]:
         "fuse-act-quant": "slmopt.passes.fuse.act_quant:FuseActQuant",
         "fuse-epilogue": "slmopt.passes.fuse.epilogue:FuseEpilogue",
         "fuse-qkv": "slmopt.passes.fuse.qkv:FuseQKV",
+        "attention-linear": "slmopt.passes.attention.attention_linear:AttentionLinear",
+        "attention-window": "slmopt.passes.attention.attention_window:AttentionWindow",
         "incrementalize": "slmopt.passes.incrementalize:Incrementalize",
     }
 
