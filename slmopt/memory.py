@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["peak_memory", "return_freed_memory"]
+__all__ = ["keep_freed_memory", "peak_memory", "return_freed_memory"]
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _TRIM_THRESHOLD = -1  # M_TRIM_THRESHOLD
 _ARENA_MAX = -8  # M_ARENA_MAX
 _BLOCK = 4 << 20
 _KEPT = 64 << 20  # free bytes at the end of the heap
+
+
+_LARGEST = 32 << 20  # the highest M_MMAP_THRESHOLD
+_MUCH = 1 << 30
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Within the block, keep what is freed for what is asked for next: for loops over blocks of the same few sizes.
+
+    Memory that comes back from the system is cleared page by page, which can take longer than filling it.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_TRIM_THRESHOLD, _MUCH)
+    try:
+        yield
+    finally:
+        return_freed_memory()
 
 
 def return_freed_memory() -> None:
