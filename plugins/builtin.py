@@ -18,9 +18,15 @@ __all__ = [
 ]
 
 _RECIPES = Path(__file__).resolve().parent / "recipes"
-_ISAS = Path(__file__).resolve().parent.parent / "backends" / "cpu" / "isa"
+_BACKENDS = Path(__file__).resolve().parent.parent / "backends"
+_ISAS = {
+    "cpu": ("avx512-bf16", "avx512-vnni", "avx2", "scalar"),
+    "arm": ("neon-bf16", "neon-dot", "neon"),
+}
 _RULES = "slmopt.backends.tvm.rules"
+_ATTENTION = "slmopt.backends.tvm.attention_rules"
 _EXPANSIONS = "slmopt.backends.tvm.expansions"
+_GPU_RULES = "slmopt.backends.gpu.rules"
 
 
 @slmopt_plugin
@@ -38,6 +44,7 @@ def slmopt_passes() -> Mapping[str, str]:
         "canonicalize": "slmopt.passes.canonicalize.canonicalize:Canonicalize",
         "cast-weights": "slmopt.passes.quantize.cast_weights:CastWeights",
         "quantize": "slmopt.passes.quantize.round_to_nearest:Quantize",
+        "heal": "slmopt.passes.heal.heal:Heal",
         "fuse": "slmopt.passes.fuse.fuse:Fuse",
         "fuse-act-quant": "slmopt.passes.fuse.act_quant:FuseActQuant",
         "fuse-epilogue": "slmopt.passes.fuse.epilogue:FuseEpilogue",
@@ -51,13 +58,20 @@ def slmopt_passes() -> Mapping[str, str]:
 @slmopt_plugin
 def slmopt_backends() -> Mapping[str, str]:
     """Every built-in backend."""
-    return {"cpu": "slmopt.backends.cpu.backend:CpuBackend"}
+    return {
+        "cpu": "slmopt.backends.cpu.backend:CpuBackend",
+        "cpu:via=mlir": "slmopt.backends.mlir.processor:ProcessorBackend",
+        "arm": "slmopt.backends.arm.backend:ArmBackend",
+        "vulkan": "slmopt.backends.mlir.vulkan:VulkanBackend",
+        "opencl": "slmopt.backends.gpu.backend:OpenClBackend",
+        "cuda": "slmopt.backends.gpu.backend:CudaBackend",
+    }
 
 
 @slmopt_plugin
 def slmopt_isas() -> Mapping[str, Path]:
     """Every built-in instruction set, one TOML file each."""
-    return {name: _ISAS / f"{name}.toml" for name in ("avx512-bf16", "avx512-vnni", "avx2", "scalar")}
+    return {name: _BACKENDS / of / "isa" / f"{name}.toml" for of, names in _ISAS.items() for name in names}
 
 
 @slmopt_plugin
@@ -71,8 +85,18 @@ def slmopt_lowerings() -> Mapping[str, str]:
         "tvm:rope": f"{_RULES}:lower_rope",
         "tvm:glu": f"{_RULES}:lower_glu",
         "tvm:quantize_rows": f"{_RULES}:lower_quantize_rows",
-        "tvm:cache_update": f"{_RULES}:lower_cache_update",
-        "tvm:attention": f"{_RULES}:lower_attention",
+        "tvm:cache_update": f"{_ATTENTION}:lower_cache_update",
+        "tvm:attention": f"{_ATTENTION}:lower_attention",
+        "tvm:embedding@gpu": f"{_GPU_RULES}:lower_embedding",
+        "tvm:linear@gpu": f"{_GPU_RULES}:lower_linear",
+        "tvm:rms_norm@gpu": f"{_GPU_RULES}:lower_norm",
+        "tvm:layer_norm@gpu": f"{_GPU_RULES}:lower_norm",
+        "tvm:rope@gpu": f"{_GPU_RULES}:lower_rope",
+        "tvm:glu@gpu": f"{_GPU_RULES}:lower_glu",
+        "tvm:quantize_rows@gpu": f"{_GPU_RULES}:lower_quantize_rows",
+        "tvm:cache_update@gpu": f"{_GPU_RULES}:lower_cache_update",
+        "tvm:attention@gpu": f"{_GPU_RULES}:lower_attention",
+        "tvm:linear_attention@gpu": f"{_GPU_RULES}:lower_linear_attention",
         "tvm:mean": f"{_EXPANSIONS}:lower_mean",
         "tvm:softmax": f"{_EXPANSIONS}:lower_softmax",
     }

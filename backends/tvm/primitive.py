@@ -23,7 +23,18 @@ from slmopt.ir.ops.shape import slice_bounds
 from slmopt.ir.step import POSITION, TOKENS
 from slmopt.ir.types import DType
 
-__all__ = ["INJECTIVE", "REDUCTIONS", "Leaf", "primitive_kernel", "row_axes"]
+__all__ = [
+    "INJECTIVE",
+    "REDUCTIONS",
+    "Expression",
+    "Leaf",
+    "compute_element",
+    "element_of",
+    "element_place",
+    "primitive_kernel",
+    "row_axes",
+    "stored_type",
+]
 
 INJECTIVE = frozenset(ELEMENTWISE) | {
     "constant", "full", "arange", "dimension", "reshape", "permute", "expand", "slice", "concat", "gather", "cast",
@@ -38,6 +49,11 @@ _TVM_TYPE = {
     DType.f32: "float32", DType.f16: "float16", DType.i64: "int64", DType.i32: "int32", DType.i8: "int8",
     DType.u8: "uint8", DType.bool: "bool",
 }  # fmt: skip
+
+
+def stored_type(element: DType) -> str:
+    """How TVM calls an element type in memory."""
+    return "uint8" if element == DType.bool else _TVM_TYPE[element]
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,8 @@ def row_axes(shape: Sequence[Dim]) -> tuple[list[int], int | None]:
     return order[:-1], order[-1]
 
 
-class _Expression:
-    """Builds the TIR expression of one element of a value."""
+class Expression:
+    """Builds the TIR expression of one element of a value. `buffers` has what each leaf is read from, by index."""
 
     def __init__(self, leaves: dict[Value | Weight, Leaf]) -> None:
         from tvm import tirx
@@ -115,17 +131,17 @@ class _Expression:
         return rule(op, indices)
 
     def _cast(self, op: Op, indices: Sequence[Any]) -> Any:
-        return self.tir.Cast(_TVM_TYPE[_element(op.result)], self.element(_source(op), indices))
+        return self.tir.Cast(_TVM_TYPE[element_of(op.result)], self.element(_source(op), indices))
 
     def _constant(self, op: Op, indices: Sequence[Any]) -> Any:
-        return self.tir.const(op.attributes["value"], _TVM_TYPE[_element(op.result)])
+        return self.tir.const(op.attributes["value"], _TVM_TYPE[element_of(op.result)])
 
     _full = _constant
 
     def _arange(self, op: Op, indices: Sequence[Any]) -> Any:
         start = op.attributes["start"]
         counted = indices[0] + (self.size(start) if isinstance(start, int | SymbolicDim) else 0)
-        return self.tir.Cast(_TVM_TYPE[_element(op.result)], counted)
+        return self.tir.Cast(_TVM_TYPE[element_of(op.result)], counted)
 
     def _dimension(self, op: Op, indices: Sequence[Any]) -> Any:
         return self.tir.Cast("int64", self.size(op.attributes["value"]))  # type: ignore[arg-type]
@@ -189,7 +205,8 @@ def _shape(operand: Any) -> tuple[Dim, ...]:
     return shape
 
 
-def _element(value: Value | Weight) -> DType:
+def element_of(value: Value | Weight) -> DType:
+    """The element type; UnsupportedError where kernels do not compute with it."""
     element = value.type.element
     if element not in _TVM_TYPE:
         raise UnsupportedError(f"{value!r}: no kernel for element type {element}")
@@ -214,7 +231,7 @@ def _signature(value: Value | Weight, leaves: dict[Value | Weight, Leaf], seen: 
     return f"{op.name}{sorted(op.attributes.items(), key=str)}({parts}):{op.result.type}"
 
 
-def _reduction(build: _Expression, op: Op, accumulator: Any, indices: Sequence[Any]) -> Any:
+def _reduction(build: Expression, op: Op, accumulator: Any, indices: Sequence[Any]) -> Any:
     """Statements that leave the reduction of `op` at `indices` in accumulator[0]."""
     tir = build.tir
     k = tir.Var("k", "int32")
@@ -236,7 +253,7 @@ def _reduction(build: _Expression, op: Op, accumulator: Any, indices: Sequence[A
             extent = build.size(source[axis])
             inner.insert(axis, k)
         term = build.element(_source(op), inner)
-    element = _TVM_TYPE[_element(op.result)]
+    element = _TVM_TYPE[element_of(op.result)]
     start = tir.const(0, element) if op.name != "amax" else tir.min_value(element)
     total = accumulator[0] + term if op.name != "amax" else tir.max(accumulator[0], term)
     loop = tir.For(k, 0, extent, tir.ForKind.SERIAL, tir.BufferStore(accumulator, total, [0]))
@@ -253,7 +270,7 @@ def primitive_kernel(
     name = f"{op.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     order: list[Value | Weight] = list(used)
     arguments = [f"const {_C_TYPE[leaves[key].stored]} *in{i}" for i, key in enumerate(order)]
-    parameters = (f"{_C_TYPE[_element(op.result)]} *out", *arguments,
+    parameters = (f"{_C_TYPE[element_of(op.result)]} *out", *arguments,
                   "int32_t tokens", "int32_t position", "int32_t lo", "int32_t hi")  # fmt: skip
     return Kernel(name, parameters, lambda: _build(name, op, leaves, order, out_strides)), order
 
@@ -261,14 +278,14 @@ def primitive_kernel(
 def _build(name: str, op: Op, leaves: dict[Value | Weight, Leaf], order: list[Value | Weight], strides: Any) -> Any:
     from tvm import ir, tirx
 
-    build = _Expression(leaves)
+    build = Expression(leaves)
 
     def pointer(label: str, element: DType) -> tuple[Any, Any]:
-        kind = "uint8" if element == DType.bool else _TVM_TYPE[element]
+        kind = stored_type(element)
         variable = tirx.Var(label, ir.PointerType(ir.PrimType(kind), "global"))
         return variable, tirx.decl_buffer((1 << 30,), kind, label, data=variable)
 
-    out_pointer, out = pointer("out", _element(op.result))
+    out_pointer, out = pointer("out", element_of(op.result))
     pointers, declared = [out_pointer], [tirx.DeclBuffer(out, data=out_pointer)]
     for i, key in enumerate(order):
         variable, build.buffers[key] = pointer(f"in{i}", leaves[key].stored)
@@ -276,34 +293,44 @@ def _build(name: str, op: Op, leaves: dict[Value | Weight, Leaf], order: list[Va
         declared.append(tirx.DeclBuffer(build.buffers[key], data=variable))
     lo, hi = tirx.Var("lo", "int32"), tirx.Var("hi", "int32")
     row, column = tirx.Var("row", "int32"), tirx.Var("column", "int32")
-    shape = op.result.shape
-    axes, inner = row_axes(shape)
-    indices: list[Any] = [tirx.const(0, "int32")] * len(shape)
-    rest: Any = row
-    for axis in reversed(axes[1:]):
-        indices[axis] = tirx.floormod(rest, build.size(shape[axis])) if shape[axis] != 1 else tirx.const(0, "int32")
-        rest = tirx.floordiv(rest, build.size(shape[axis])) if shape[axis] != 1 else rest
-    if axes:
-        indices[axes[0]] = rest
+    indices, place = element_place(build, op.result.shape, strides, row, column)
+    body = compute_element(build, op, indices, lambda value: tirx.BufferStore(out, value, [place]))
+    _, inner = row_axes(op.result.shape)
     if inner is not None:
-        indices[inner] = column
-    place: Any = tirx.const(0, "int32")
-    for index, stride in zip(indices, strides, strict=True):
-        place = place + index * stride
-    body = _store(build, op, out, place, indices)
-    if inner is not None:
-        body = tirx.For(column, 0, build.size(shape[inner]), tirx.ForKind.SERIAL, body)
+        body = tirx.For(column, 0, build.size(op.result.shape[inner]), tirx.ForKind.SERIAL, body)
     loop = tirx.For(row, lo, hi - lo, tirx.ForKind.SERIAL, body)
     function = tirx.PrimFunc([*pointers, build.tokens, build.position, lo, hi], tirx.SeqStmt([*declared, loop]))
     return function.with_attr("global_symbol", name).with_attr("tirx.noalias", True)
 
 
-def _store(build: _Expression, op: Op, out: Any, place: Any, indices: Sequence[Any]) -> Any:
-    tir, boolean = build.tir, _element(op.result) == DType.bool
+def element_place(
+    build: Expression, shape: Sequence[Dim], strides: Sequence[int], row: Any, column: Any
+) -> tuple[list[Any], Any]:
+    """The indices of the element of a result of `shape` at a row and column, and its place by the result's strides."""
+    tir = build.tir
+    axes, inner = row_axes(shape)
+    indices: list[Any] = [tir.const(0, "int32")] * len(shape)
+    rest: Any = row
+    for axis in reversed(axes[1:]):
+        indices[axis] = tir.floormod(rest, build.size(shape[axis])) if shape[axis] != 1 else tir.const(0, "int32")
+        rest = tir.floordiv(rest, build.size(shape[axis])) if shape[axis] != 1 else rest
+    if axes:
+        indices[axes[0]] = rest
+    if inner is not None:
+        indices[inner] = column
+    place: Any = tir.const(0, "int32")
+    for index, stride in zip(indices, strides, strict=True):
+        place = place + index * stride
+    return indices, place
+
+
+def compute_element(build: Expression, op: Op, indices: Sequence[Any], store: Callable[[Any], Any]) -> Any:
+    """Statements that compute the element of the result of `op` at `indices` and `store` it."""
+    tir, boolean = build.tir, element_of(op.result) == DType.bool
     if op.name not in REDUCTIONS:
         build.leaves = {key: leaf for key, leaf in build.leaves.items() if key is not op.result}
         value = build.element(op.result, indices)
-        return tir.BufferStore(out, tir.Cast("uint8", value) if boolean else value, [place])
-    accumulator = tir.decl_buffer((1,), _TVM_TYPE[_element(op.result)], "accumulator", scope="local")
+        return store(tir.Cast("uint8", value) if boolean else value)
+    accumulator = tir.decl_buffer((1,), _TVM_TYPE[element_of(op.result)], "accumulator", scope="local")
     steps = _reduction(build, op, accumulator, indices)
-    return tir.SeqStmt([tir.AllocBuffer(accumulator), steps, tir.BufferStore(out, accumulator[0], [place])])
+    return tir.SeqStmt([tir.AllocBuffer(accumulator), steps, store(accumulator[0])])

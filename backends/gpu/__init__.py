@@ -1,0 +1,1 @@
+"""Targets of graphics processors: OpenCL and CUDA, one code generator over both."""
