@@ -13,7 +13,7 @@ from slmopt.backends.tvm.kernel import Kernel
 from slmopt.cache import keep
 from slmopt.errors import InputError, SlmError, nearest
 
-__all__ = ["build_object", "llvm_target"]
+__all__ = ["build_object", "known_attributes", "llvm_target"]
 
 
 @cache
@@ -21,13 +21,11 @@ def llvm_target(isa: Isa) -> Any:
     """TVM's target for an instruction set; InputError where LLVM does not know what the description names."""
     import tvm
 
-    config: dict[str, Any] = {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": isa.cpu, "opt-level": 3}
+    config: dict[str, Any] = {"kind": "llvm", "mtriple": isa.triple, "mcpu": isa.cpu, "opt-level": 3}
     if isa.attributes:
         config["mattr"] = list(isa.attributes)
     target = tvm.target.Target(config)
-    known = list(tvm.get_global_func("target.llvm_get_cpu_archlist")(target))
-    if isa.cpu not in known:
-        raise InputError(f"instruction set {isa.name}: LLVM knows no cpu {isa.cpu!r}{nearest(isa.cpu, known)}")
+    _check_cpu(target, isa.cpu, f"instruction set {isa.name}")
     has = tvm.get_global_func("target.llvm_cpu_has_feature")
     for attribute in isa.attributes:
         if attribute.startswith("+") and not has(attribute[1:], target):
@@ -36,6 +34,24 @@ def llvm_target(isa: Isa) -> Any:
         if intrinsic and not tvm.get_global_func("target.llvm_lookup_intrinsic_id")(intrinsic):
             raise InputError(f"instruction set {isa.name}: LLVM knows no {field} {intrinsic!r}")
     return target
+
+
+def known_attributes(triple: str, cpu: str, names: Iterable[str]) -> set[str]:
+    """Which of LLVM's attributes a named processor has; InputError where LLVM does not know it."""
+    import tvm
+
+    target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
+    _check_cpu(target, cpu, f"machine {triple.partition('-')[0]}")
+    has = tvm.get_global_func("target.llvm_cpu_has_feature")
+    return {name for name in names if has(name, target)}
+
+
+def _check_cpu(target: Any, cpu: str, place: str) -> None:
+    import tvm
+
+    known = list(tvm.get_global_func("target.llvm_get_cpu_archlist")(target))
+    if cpu not in known:
+        raise InputError(f"{place}: LLVM knows no cpu {cpu!r}{nearest(cpu, known)}")
 
 
 def build_object(

@@ -34,12 +34,14 @@ class Dot(Protocol):
 
 def dot_product(code: Code, isa: Isa, bits: int) -> Dot:
     """The dot product of an instruction set for stored codes of 4 or 8 bits."""
-    if isa.dot == "vpdpbusd":
-        return _Vpdpbusd(code, isa)
+    if isa.dot in ("vpdpbusd", "sdot"):
+        return _FourAtOnce(code, isa)
     if isa.dot == "maddubs":
         return _Maddubs4(code, isa) if bits == 4 else _Maddubs8(code, isa)
     if isa.dot == "maddwd":
         return _Maddwd(code, isa, signed=bits == 8)
+    if isa.dot == "smull":
+        return _Smull(code, isa)
     raise InputError(f"{isa.name}: unknown dot product {isa.dot!r}; expected {', '.join(DOTS)}")
 
 
@@ -68,8 +70,11 @@ class _Base:
         return tirx.reinterpret(f"{element}x{lanes}", tirx.Broadcast(inputs, self.lanes))
 
 
-class _Vpdpbusd(_Base):
-    """AVX-512 VNNI: unsigned weights times signed inputs, summed by fours into 32 bits, in one instruction."""
+class _FourAtOnce(_Base):
+    """Weights times signed inputs, summed by fours into 32 bits in one instruction.
+
+    AVX-512 VNNI takes unsigned weights (vpdpbusd), NEON signed ones (sdot); codes of 4 bits are 0..15 in both.
+    """
 
     def add(self, accumulator: Register, prepared: Any, inputs: Any) -> None:
         signed = self.spread(inputs, "int8", 4 * self.lanes)
@@ -140,3 +145,33 @@ class _Maddwd(_Base):
         for weights, numbers in zip(prepared, halves, strict=True):
             sums = self.call(self.isa.dot_intrinsic, "int32", self.lanes, weights, numbers)
             accumulator.set(accumulator.value + sums)
+
+
+class _Smull(_Base):
+    """NEON of every 64-bit ARM: products in 16 bits (at most 128 * 127), summed by twos into 32 bits at once.
+
+    Two accumulators hold two sums of each of two outputs; the pairs meet at the end of the group.
+    """
+
+    def begin(self, start: Any) -> Any:
+        zero = broadcast(0, self.lanes, "int32")
+        return start, [self.code.register(self.lanes, "int32", zero) for _ in range(2)]
+
+    def prepare(self, weights: Any) -> Any:
+        from tvm import tirx
+
+        signed = self.code.let(tirx.reinterpret(f"int8x{4 * self.lanes}", weights))
+        half = 2 * self.lanes
+        return [self.code.let(tirx.Shuffle([signed], list(range(at, at + half)))) for at in (0, half)]
+
+    def add(self, accumulator: Any, prepared: Any, inputs: Any) -> None:
+        from tvm import tirx
+
+        numbers = self.code.let(tirx.reinterpret(f"int8x{2 * self.lanes}", tirx.Broadcast(inputs, self.lanes // 2)))
+        for weights, sums in zip(prepared, accumulator[1], strict=True):
+            products = self.call(self.isa.dot_intrinsic, "int16", 2 * self.lanes, weights, numbers)
+            sums.set(sums.value + self.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", "int32", self.lanes, products))
+
+    def total(self, accumulator: Any) -> Any:
+        low, high = (sums.value for sums in accumulator[1])
+        return accumulator[0] + self.call("llvm.aarch64.neon.addp.v4i32", "int32", self.lanes, low, high)

@@ -84,7 +84,7 @@ def _copy_codes(
     lanes, bits, size = isa.lanes, code_bits(element), group_bytes(isa, element)
     base = code.let(tirx.Cast("int64", block) * (-(-columns // GROUP) * size))
     wide_lane = code.let(tirx.Cast("int64", lane))
-    signed = bits == 8 and isa.dot != "vpdpbusd"
+    signed = bits == 8 and not isa.unsigned
     with code.loop(columns) as column:
         group = code.let(base + tirx.Cast("int64", tirx.floordiv(column, GROUP)) * size)
         scale = from_half(isa, 1, w.load_as("uint16", group + wide_lane * 2, 2))

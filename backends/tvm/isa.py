@@ -11,12 +11,31 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from slmopt.backends.tvm.tuning_table import MOST, TunedLinear, check_fields, read_entries
+from slmopt.cross import host_machine
 from slmopt.errors import InputError, PluginWarning, nearest
 from slmopt.offers import Offer
 
-__all__ = ["DOTS", "Isa", "Isas", "missing_flags", "read_isa"]
+__all__ = ["DOTS", "DotKind", "Isa", "Isas", "missing_flags", "read_isa"]
 
-DOTS = ("vpdpbusd", "maddubs", "maddwd")  # the ways of summing 8-bit products that `dot_products` knows
+
+@dataclass(frozen=True)
+class DotKind:
+    """A way of summing 8-bit products that `dot_products` knows: what its weights and its vectors must be."""
+
+    instructions: str  # what it is made of, in words
+    machine: str
+    unsigned: bool = False  # whether 8-bit weights are stored as 0..255, not as -128..127
+    lanes: int | None = None  # the only width it is made for, if there is one
+
+
+DOTS = {
+    "vpdpbusd": DotKind("VNNI instructions", "x86_64", unsigned=True),
+    "maddubs": DotKind("AVX2 instructions", "x86_64", lanes=8),
+    "maddwd": DotKind("SSE2 instructions", "x86_64"),
+    "sdot": DotKind("NEON instructions", "aarch64", lanes=4),
+    "smull": DotKind("NEON instructions", "aarch64", lanes=4),
+}
+_DEFAULTS = {"bf16_dot": "", "triple": "x86_64-unknown-linux-gnu", "usual": False}  # fields that a file may leave out
 _CPU_INFO = Path("/proc/cpuinfo")
 _FEATURE = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _WORDS = {str: "text", int: "a whole number", bool: "true or false", tuple: "a list of texts"}
@@ -31,10 +50,10 @@ class Isa:
     rank: int  # the host's best ISA is the one of highest rank it has
     cpu: str  # LLVM's -mcpu
     attributes: tuple[str, ...]  # LLVM's -mattr, such as "+avx2"
-    cpu_features: tuple[str, ...]  # names of gcc's __builtin_cpu_supports, checked when an artifact is opened
+    cpu_features: tuple[str, ...]  # checked when an artifact is opened: names that runtime/c/cpu.c knows
     flags: tuple[str, ...]  # the same as /proc/cpuinfo spells them
     lanes: int  # float32 numbers in a vector register
-    dot: str  # how 8-bit products are summed: "vpdpbusd", "maddubs" or "maddwd"
+    dot: str  # how 8-bit products are summed: one of DOTS
     dot_intrinsic: str  # LLVM intrinsic of the dot product
     half: bool  # whether it converts float16 in hardware
     fused: bool  # whether it multiplies and adds in one instruction
@@ -45,6 +64,18 @@ class Isa:
     prefetch: int  # bytes of weights fetched ahead
     bf16_dot: str = ""  # LLVM intrinsic that adds products of pairs of bfloat16 numbers to float32 sums, if it has one
     linear: tuple[TunedLinear, ...] = ()  # what was measured for single shapes
+    triple: str = "x86_64-unknown-linux-gnu"  # LLVM's target triple; its first part is the machine
+    usual: bool = False  # whether a machine of another kind compiles for it where nothing else is said
+
+    @property
+    def machine(self) -> str:
+        """The kind of processor, as LLVM and Linux call it: x86_64, aarch64."""
+        return self.triple.partition("-")[0]
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether 8-bit weights are stored as 0..255, not as -128..127."""
+        return DOTS[self.dot].unsigned
 
 
 def read_isa(path: Path, name: str | None = None) -> Isa:
@@ -53,7 +84,7 @@ def read_isa(path: Path, name: str | None = None) -> Isa:
     InputError names the file, the field and what it should be.
     """
     try:
-        data: dict[str, Any] = {"bf16_dot": "", **tomllib.loads(path.read_text())}
+        data: dict[str, Any] = {**_DEFAULTS, **tomllib.loads(path.read_text())}
     except OSError as error:
         raise InputError(f"instruction set {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -92,8 +123,11 @@ def _find_nonsense(isa: Isa) -> str:
         return f"prefetch must not be negative, got {isa.prefetch}"
     if isa.dot not in DOTS:
         return f"dot {isa.dot!r} is unknown{nearest(isa.dot, DOTS)}; expected {', '.join(DOTS)}"
-    if isa.dot == "maddubs" and isa.lanes != 8:
-        return f"dot maddubs is made of AVX2 instructions and needs lanes = 8, got {isa.lanes}"
+    kind = DOTS[isa.dot]
+    if kind.machine != isa.machine:
+        return f"dot {isa.dot} is made of {kind.instructions} of {kind.machine}, and the triple is {isa.triple!r}"
+    if kind.lanes not in (None, isa.lanes):
+        return f"dot {isa.dot} is made of {kind.instructions} and needs lanes = {kind.lanes}, got {isa.lanes}"
     if not isa.dot_intrinsic.startswith("llvm."):
         return f"dot_intrinsic must be an LLVM intrinsic such as llvm.x86.sse2.pmadd.wd, got {isa.dot_intrinsic!r}"
     if isa.bf16_dot and not isa.bf16_dot.startswith("llvm."):
@@ -106,13 +140,15 @@ def _find_nonsense(isa: Isa) -> str:
 
 
 class Isas:
-    """The instruction sets on offer, by name; a file is read when it is first asked for.
+    """The instruction sets on offer for a kind of processor, by name; a file is read when it is first asked for.
 
     One that is offered but wrong is an error where it is named, and a PluginWarning where the best one is looked for.
     """
 
-    def __init__(self, offers: Mapping[str, Offer]) -> None:
+    def __init__(self, offers: Mapping[str, Offer], machine: str | None = None) -> None:
+        """`machine`: x86_64, aarch64, ...; without it, this machine's."""
         self._offers = offers
+        self.machine = host_machine() if machine is None else machine
         self._loaded: dict[str, Isa] = {}
         self._broken: set[str] = set()
 
@@ -122,11 +158,15 @@ class Isas:
         InputError suggests the nearest name, and names the owner of a file that is wrong.
         """
         if name.endswith(".toml"):
-            return read_isa(Path(name))
+            return self._check_machine(read_isa(Path(name)))
         if name not in self._offers:
-            known = ", ".join(sorted(self._offers)) or "none"
-            raise InputError(f"unknown instruction set {name!r}{nearest(name, self._offers)}; known are {known}; "
+            names = sorted(self.names())
+            known = ", ".join(names) or "none"
+            raise InputError(f"unknown instruction set {name!r}{nearest(name, names)}; known are {known}; "
                              "a file of your own is named by its path, isa=PATH.toml")  # fmt: skip
+        return self._check_machine(self._read(name))
+
+    def _read(self, name: str) -> Isa:
         if name not in self._loaded:
             offer = self._offers[name]
             path = offer.file()
@@ -136,40 +176,57 @@ class Isas:
                 raise InputError(f"{error}; {offer.source} offers it as {name!r}") from error
         return self._loaded[name]
 
+    def _check_machine(self, isa: Isa) -> Isa:
+        if isa.machine != self.machine:
+            raise InputError(f"instruction set {isa.name} is one of {isa.machine} processors, and this target compiles "
+                             f"for {self.machine}, which has {', '.join(sorted(self.names())) or 'none'}")  # fmt: skip
+        return isa
+
     def names(self) -> list[str]:
         """The names of all instruction sets that can be used, best first."""
         return [isa.name for isa in self._usable()]
 
     def detect(self) -> Isa:
-        """The best instruction set this processor has; InputError where it has none of them."""
-        host = _host_flags()
+        """The best instruction set this processor has, or the usual one where it is of another kind.
+
+        InputError where there is none.
+        """
+        foreign, host = self.machine != host_machine(), _host_flags()
         for isa in self._usable():
-            if set(isa.flags) <= host:
+            if isa.usual if foreign else set(isa.flags) <= host:
                 return isa
         known = ", ".join(self.names()) or "none"
-        raise InputError(f"this processor has none of the instruction sets on offer ({known}); name the one to compile "
-                         "for: cpu:isa=NAME")  # fmt: skip
+        why = f"this machine is no {self.machine}, and none is usual there" if foreign else (
+            f"this processor has none of the instruction sets on offer ({known})"
+        )  # fmt: skip
+        raise InputError(f"{why}; name the one to compile for: isa=NAME")
 
     def _usable(self) -> list[Isa]:
         found = []
         for name in self._offers:
             try:
-                found.append(self.load(name))
+                isa = self._read(name)
             except InputError as error:
                 if name not in self._broken:
                     self._broken.add(name)
                     warnings.warn(str(error), PluginWarning, stacklevel=3)
+                continue
+            if isa.machine == self.machine:
+                found.append(isa)
         return sorted(found, key=lambda isa: (-isa.rank, isa.name))
 
 
 def missing_flags(isa: Isa) -> list[str]:
     """What this processor lacks of an instruction set, as /proc/cpuinfo spells it."""
+    if isa.machine != host_machine():
+        return [isa.machine]
     return sorted(set(isa.flags) - _host_flags())
 
 
 def _host_flags() -> set[str]:
+    """What /proc/cpuinfo says this processor has: x86 calls them flags, ARM features."""
     try:
         text = _CPU_INFO.read_text()
     except OSError:
         return set()
-    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
+    return set(next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "").split())

@@ -56,8 +56,7 @@ def stored_zero(isa: Isa, element: QuantizedType) -> int:
     """What is subtracted from a stored code: 8-bit codes are shifted to the sign that the dot product wants."""
     if code_bits(element) == 4:
         return 8 if element.symmetric else 0
-    unsigned = isa.dot == "vpdpbusd"
-    return (128 if unsigned else 0) if element.symmetric else (0 if unsigned else -128)
+    return (128 if isa.unsigned else 0) if element.symmetric else (0 if isa.unsigned else -128)
 
 
 def group_bytes(isa: Isa, element: QuantizedType) -> int:

@@ -60,7 +60,8 @@ class Library:
             self._library = ctypes.CDLL(str(path.resolve()))
         except OSError as error:
             raise ArtifactError(
-                f"{path} cannot be loaded here; was it compiled for another machine? ({error})"
+                f"{path} cannot be loaded here; was it compiled for another machine? ({error}) "
+                "`slmopt verify --runner` checks it under an emulator"
             ) from error
         self.path = path
         try:

@@ -9,6 +9,21 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 #define SLM_X86 1
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#define SLM_ARM 1
+
+/* Bits of AT_HWCAP and AT_HWCAP2 (asm/hwcap.h), by the names that /proc/cpuinfo gives them. */
+static const struct {
+  const char *name;
+  unsigned word, bit;
+} arm_features[] = {
+    {"fp", 0, 0},       {"asimd", 0, 1},     {"aes", 0, 3},      {"pmull", 0, 4},     {"sha1", 0, 5},   {"sha2", 0, 6},
+    {"crc32", 0, 7},    {"atomics", 0, 8},   {"fphp", 0, 9},     {"asimdhp", 0, 10},  {"asimdrdm", 0, 12},
+    {"jscvt", 0, 13},   {"fcma", 0, 14},     {"lrcpc", 0, 15},   {"sha3", 0, 17},     {"asimddp", 0, 20},
+    {"sha512", 0, 21},  {"sve", 0, 22},      {"asimdfhm", 0, 23}, {"sve2", 1, 1},     {"svei8mm", 1, 9},
+    {"svebf16", 1, 12}, {"i8mm", 1, 13},     {"bf16", 1, 14},    {"sme", 1, 23},
+};
 #endif
 
 /* 1 has it, 0 lacks it, -1 unknown name. __builtin_cpu_supports also asks whether the system saves the wide registers. */
@@ -51,6 +66,11 @@ static int has_feature(const char *name) {
   int avx = __builtin_cpu_supports("avx") != 0; /* the system saves ymm */
   if (strcmp(name, "f16c") == 0) return avx && __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1u);
   if (strcmp(name, "avxvnni") == 0) return avx && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1u);
+#elif defined(SLM_ARM)
+  for (size_t i = 0; i < sizeof arm_features / sizeof *arm_features; i++) {
+    if (strcmp(name, arm_features[i].name) != 0) continue;
+    return (getauxval(arm_features[i].word ? AT_HWCAP2 : AT_HWCAP) >> arm_features[i].bit & 1u) != 0;
+  }
 #else
   (void)name;
 #endif
