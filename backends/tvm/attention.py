@@ -5,8 +5,10 @@
            int32_t q_s0, int32_t q_s1, int32_t capacity)
 
 Queries of tokens first .. tokens are computed; the one at absolute position p = position + token sees keys
-max(0, p - window + 1) .. p. Those that read the keys of one head (a group) are rows, token by token, and go in tiles of
-neighbours (attention_tile.py), so that keys and values are loaded once for a tile:
+max(0, p - window + 1) .. p, and the keys below `sink`. Caches may be rings: blocks of keys are visited in the order of
+their positions all the same, only their places in memory are others. Queries that read the keys of one head (a group)
+are rows, token by token, and go in tiles of neighbours (attention_tile.py), so that keys and values are loaded once for
+a tile:
 
     row = (token - first) * together + head      together = heads / kv_heads
 
@@ -38,14 +40,16 @@ _NUMBERS = "first tokens position lo hi out_s0 out_s1 q_s0 q_s1 capacity"
 def attention(
     isa: Isa, *, heads: int, kv_heads: int, head_dim: int, value_dim: int, scale: float, window: int | None = None,
     softcap: float | None = None, slopes: bool = False, sinks: bool = False, element: Element = DType.f32,
+    sink: int = 0, kept: int | None = None,
 ) -> Kernel:  # fmt: skip
     """The kernel for grouped-query attention over caches of f32, f16 or q8g32.
 
-    `softcap`: scores become c tanh(s / c); `slopes`: ALiBi; `sinks`: a logit per head that has no value.
+    `softcap`: scores become c tanh(s / c); `slopes`: ALiBi; `sinks`: a logit per head that has no value. `sink`: first
+    positions seen besides the window; `kept`: caches are rings of which so many blocks stay.
     """
-    shape = AttentionShape(heads, kv_heads, head_dim, value_dim, scale, window, softcap, element)
-    numbers = [f"{label}{_plain(value)}" for label, value in
-               (("s", scale), ("w", window), ("c", softcap)) if value is not None]  # fmt: skip
+    shape = AttentionShape(heads, kv_heads, head_dim, value_dim, scale, window, softcap, element, sink, kept)
+    labels = (("s", scale), ("w", window), ("first", sink or None), ("c", softcap), ("ring", kept))
+    numbers = [f"{label}{_plain(value)}" for label, value in labels if value is not None]
     options = [label for label, on in (("slopes", slopes), ("sinks", sinks)) if on]
     name = "_".join(["attention", str(element), f"{heads}x{kv_heads}x{head_dim}x{value_dim}", *numbers, *options])
     c_type = C_TYPES[str(element)]

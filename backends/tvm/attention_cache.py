@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slmopt.backends.tvm.attention_memory import hold, wide
-from slmopt.backends.tvm.cache import KEY_BLOCK, block_size, is_quantized
+from slmopt.backends.tvm.cache import KEY_BLOCK, block_of, block_size, is_quantized
 from slmopt.backends.tvm.code import Code, Memory
 from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.packing import GROUP
@@ -25,6 +25,7 @@ class CacheReader:
     memory: Memory
     element: Element
     size: int
+    kept: int | None = None  # of a ring, blocks that stay
     ahead: int = 0  # positions ahead that are asked for while these are read
 
     @property
@@ -41,6 +42,7 @@ class CacheReader:
         """The place of a block of 16 positions of a head; all are numbers of their own."""
         from tvm import tirx
 
+        index = block_of(index, capacity, self.kept)
         blocks = wide(head) * tirx.floordiv(wide(capacity), KEY_BLOCK) + wide(index)
         return hold(self.code, blocks * block_size(self.element, self.size))
 

@@ -34,6 +34,7 @@ from slmopt.ir.types import Element
 __all__ = ["AttentionShape", "Operands", "attend"]
 
 _MASKED = -1e30
+_PER_STEP = STEP // KEY_BLOCK
 _SPARE = 4  # registers left for what is loaded
 
 
@@ -49,6 +50,8 @@ class AttentionShape:
     window: int | None
     softcap: float | None
     element: Element
+    sink: int = 0  # first positions that every query sees, whatever the window
+    kept: int | None = None  # caches are rings, of which so many blocks stay (cache.py)
 
     @property
     def together(self) -> int:
@@ -111,8 +114,8 @@ class _Tile:
         ahead = STEP if tile <= shape.one_token(isa) and isa.prefetch else 0
         self.products = Products(
             code, isa, tile, shape.one_token(isa),
-            CacheReader(code, isa, operands.keys, shape.element, shape.head_dim, ahead),
-            CacheReader(code, isa, operands.values, shape.element, shape.value_dim, ahead),
+            CacheReader(code, isa, operands.keys, shape.element, shape.head_dim, shape.kept, ahead),
+            CacheReader(code, isa, operands.values, shape.element, shape.value_dim, shape.kept, ahead),
             self.group, operands.capacity,
         )  # fmt: skip
 
@@ -123,21 +126,33 @@ class _Tile:
         """All of it."""
         from tvm import tirx
 
-        code, window, per_step = self.code, self.shape.window, STEP // KEY_BLOCK
+        code, window = self.code, self.shape.window
         self._start()
         first: Any = 0
         if window is not None:
             first = hold(code, tirx.floordiv(tirx.max(self.here.load(0) - (window - 1), 0), KEY_BLOCK))
         end = hold(code, tirx.floordiv(self.here.load(self.tile - 1), KEY_BLOCK) + 1)
-        start = tirx.floordiv(first, per_step) if window is not None else 0
-        with code.loop(tirx.floordiv(end + (per_step - 1), per_step) - start) as i:
-            step = hold(code, (start + i) * per_step)
+        steps = tirx.floordiv(end + (_PER_STEP - 1), _PER_STEP)
+        start = tirx.floordiv(first, _PER_STEP) if window is not None else 0
+        early = -(-self.shape.sink // STEP)  # steps with keys that every query sees
+        if early:
+            with code.loop(tirx.min(steps, early)) as i:
+                step = hold(code, i * _PER_STEP)
+                # Between these keys and the window there is nothing to see.
+                last = tirx.Select(first < step + _PER_STEP, end, -(-self.shape.sink // KEY_BLOCK))
+                self._visit(step, 0, hold(code, tirx.min(last - step, _PER_STEP)), end)
+            start = hold(code, tirx.max(start, early))
+        with code.loop(tirx.max(steps - start, 0) if early else steps - start) as i:
+            step = hold(code, (start + i) * _PER_STEP)
             low: Any = 0 if window is None else hold(code, tirx.max(first - step, 0))
-            high = hold(code, tirx.min(end - step, per_step))
-            self.products.score(self.queries, self.scores, step, low, high, end)
-            self._weigh(step, low, high)
-            self.products.accumulate(self.scores, self.shrinks, self.sums, step, low, high)
+            self._visit(step, low, hold(code, tirx.min(end - step, _PER_STEP)), end)
         self._finish()
+
+    def _visit(self, step: Any, low: Any, high: Any, end: Any) -> None:
+        """The keys of blocks step + low .. step + high, the step of 64 keys that begins at block `step`."""
+        self.products.score(self.queries, self.scores, step, low, high, end)
+        self._weigh(step, low, high)
+        self.products.accumulate(self.scores, self.shrinks, self.sums, step, low, high)
 
     def _start(self) -> None:
         from tvm import tirx
@@ -176,7 +191,7 @@ class _Tile:
             top = code.register(lanes, start=broadcast(code.let(self.maxima.load(h)), lanes))
             with code.loop(count) as i:
                 key = code.let((begin + i) * lanes)
-                score = code.let(self._adjust(self.scores.load(row + key, lanes), key, here, h))
+                score = code.let(self._adjust(self.scores.load(row + key, lanes), key, here, h, step))
                 self.scores.store(row + key, score, lanes)
                 top.set(tirx.max(top.value, score))
             self.shrinks.store(h, max_all(lanes, code.let(top.value)))
@@ -198,7 +213,7 @@ class _Tile:
             shrink = code.let(broadcast(self.shrinks.load(h), lanes))
             self.totals.store(at, multiply_add(isa, lanes, self.totals.load(at, lanes), shrink, total.value), lanes)
 
-    def _adjust(self, value: Any, key: Any, here: Any, h: Any) -> Any:
+    def _adjust(self, value: Any, key: Any, here: Any, h: Any, step: Any) -> Any:
         """Soft cap, ALiBi and mask of the scores of the keys from `key` on; both count from the step's first key."""
         from tvm import tirx
 
@@ -211,11 +226,16 @@ class _Tile:
         if self.operands.slopes is not None:
             slope = broadcast(code.let(self.operands.slopes.load(self.head.load(h))), lanes)
             value = code.let(value + slope * tirx.Cast(f"float32x{lanes}", distance))
-        seen = distance <= broadcast(0, lanes, "int32")
-        value = tirx.Select(seen, value, broadcast(_MASKED, lanes))
-        if shape.window is not None:
-            value = tirx.Select(distance > broadcast(-shape.window, lanes, "int32"), value, broadcast(_MASKED, lanes))
-        return value
+        masked = broadcast(_MASKED, lanes)
+        value = tirx.Select(distance <= broadcast(0, lanes, "int32"), value, masked)
+        if shape.window is None:
+            return value
+        far = masked
+        if shape.sink:
+            place = broadcast(hold(code, key + step * KEY_BLOCK), lanes) + count
+            value = code.let(value)
+            far = tirx.Select(place < broadcast(shape.sink, lanes, "int32"), value, masked)
+        return tirx.Select(distance > broadcast(-shape.window, lanes, "int32"), value, far)
 
     def _finish(self) -> None:
         """out = a / l."""

@@ -9,6 +9,12 @@ G = ceil(d / 32) float32 for a position, 36 bytes for 32 numbers where d is a mu
     keys    [g][c/16] { int8 code[d][16] | float scale[G][16] }
     values  [g][c/16] { int8 code[16][d] | float scale[G][16] }
 
+A cache that is a ring holds the latest positions and the first few. Its blocks are those of positions all the same, so
+that kernels see keys in one order wherever they lie: `kept` blocks of the first positions stay, later ones go round.
+
+    positions   0..15 | 16..31 | 32..47 | 48..63 | 64..79 | ...       c = 64, kept = 1
+    block       0     | 1      | 2      | 3      | 1      | 2 ...
+
     void k(T *cache, const float *x, int32_t lo, int32_t hi, int32_t position, int32_t x_s0, int32_t x_s1,
            int32_t capacity)
 
@@ -28,7 +34,10 @@ from slmopt.backends.tvm.row_output import chunks, each_chunk, snap_group
 from slmopt.backends.tvm.vector_math import broadcast
 from slmopt.ir.types import DType, Element
 
-__all__ = ["C_TYPES", "KEY_BLOCK", "STORED", "block_size", "cache_bytes", "cache_update", "is_quantized"]
+__all__ = [
+    "C_TYPES", "KEY_BLOCK", "STORED", "block_of", "block_size", "cache_bytes", "cache_update", "is_quantized",
+    "ring_of",
+]  # fmt: skip
 
 KEY_BLOCK = 16  # positions side by side in the keys' layout; capacities are a multiple
 
@@ -52,9 +61,27 @@ def cache_bytes(layout: str, element: Element, heads: int, capacity: int, size: 
     return heads * -(-capacity // KEY_BLOCK) * block_size(element, size) * bits // 8
 
 
-def cache_update(isa: Isa, *, layout: str, element: Element, heads: int, head_dim: int) -> Kernel:
-    """The kernel that writes new keys or values."""
-    name = f"cache_{layout}_{element}_{heads}x{head_dim}"
+def ring_of(window: int, sink: int, chunk: int) -> tuple[int, int]:
+    """Capacity and `kept` blocks of a ring for a window and the first `sink` positions, in steps of up to `chunk`."""
+    kept = -(-sink // KEY_BLOCK)
+    return (kept + (window + chunk - 2) // KEY_BLOCK + 2) * KEY_BLOCK, kept
+
+
+def block_of(index: Any, capacity: Any, kept: int | None) -> Any:
+    """Where a block of 16 positions lies in a cache that is a ring; with `kept` None, in one of all positions."""
+    from tvm import tirx
+
+    if kept is None:
+        return index
+    turned = kept + tirx.floormod(index - kept, tirx.floordiv(capacity, KEY_BLOCK) - kept)
+    return tirx.Select(index < kept, index, turned) if kept else turned
+
+
+def cache_update(
+    isa: Isa, *, layout: str, element: Element, heads: int, head_dim: int, kept: int | None = None
+) -> Kernel:  # fmt: skip
+    """The kernel that writes new keys or values; `kept`: into a ring."""
+    name = f"cache_{layout}_{element}_{heads}x{head_dim}" + ("" if kept is None else f"_ring{kept}")
     numbers = "lo hi position x_s0 x_s1 capacity"
 
     def build() -> Any:
@@ -66,10 +93,12 @@ def cache_update(isa: Isa, *, layout: str, element: Element, heads: int, head_di
         write = _write_codes if is_quantized(element) else _write_numbers
         with code.loop(hi - lo) as i, code.loop(heads) as head:
             token = code.let(lo + i)
-            place, source = code.let(tirx.Cast("int64", position + token)), code.let(token * x_s0 + head * x_s1)
-            blocks = tirx.Cast("int64", head) * tirx.floordiv(tirx.Cast("int64", capacity), KEY_BLOCK)
-            block = code.let((blocks + tirx.floordiv(place, KEY_BLOCK)) * block_size(element, head_dim))
-            write(code, isa, cache, x, _Row(layout, head_dim, block, code.let(tirx.floormod(place, KEY_BLOCK)), source))
+            place, source = code.let(position + token), code.let(token * x_s0 + head * x_s1)
+            index = code.let(block_of(tirx.floordiv(place, KEY_BLOCK), capacity, kept))
+            blocks = tirx.Cast("int64", head) * tirx.Cast("int64", tirx.floordiv(capacity, KEY_BLOCK))
+            block = code.let((blocks + tirx.Cast("int64", index)) * block_size(element, head_dim))
+            lane = code.let(tirx.Cast("int64", tirx.floormod(place, KEY_BLOCK)))
+            write(code, isa, cache, x, _Row(layout, head_dim, block, lane, source))
         return code.finish()
 
     parameters = (f"{C_TYPES[str(element)]} *cache", "const float *x", *(f"int32_t {n}" for n in numbers.split()))

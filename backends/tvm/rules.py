@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from slmopt.backends.tvm import attention as attention_kernels
-from slmopt.backends.tvm.cache import STORED, cache_bytes, cache_update
 from slmopt.backends.tvm.embedding import embedding
 from slmopt.backends.tvm.glu import glu
 from slmopt.backends.tvm.linear import linear
-from slmopt.backends.tvm.lower import Argument, Cache, Lowering
+from slmopt.backends.tvm.lower import Argument, Lowering
 from slmopt.backends.tvm.norm import layer_norm, rms_norm
 from slmopt.backends.tvm.operands import known_size, optional_weight, required_weight
 from slmopt.backends.tvm.quantize_rows import quantize_rows
 from slmopt.backends.tvm.rope import rope
 from slmopt.backends.tvm.round_rows import round_rows
 from slmopt.backends.tvm.rows import joint_rows
-from slmopt.backends.tvm.views import Buffer, View, allocate_view
+from slmopt.backends.tvm.views import View, allocate_view
 from slmopt.errors import UnsupportedError
 from slmopt.ir.graph import Op, Value
 from slmopt.ir.types import DType, QuantizedType
 
 __all__ = [
-    "lower_attention",
-    "lower_cache_update",
     "lower_embedding",
     "lower_glu",
     "lower_linear",
@@ -37,12 +33,6 @@ def _text(op: Op, name: str) -> str | None:
     """An attribute that is a word or absent."""
     value = op.attributes[name]
     return None if value is None else str(value)
-
-
-def _real(op: Op, name: str) -> float | None:
-    """An attribute that is a number or absent."""
-    value = op.attributes[name]
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _is_quantized(value: Value) -> bool:
@@ -166,66 +156,3 @@ def lower_quantize_rows(lowering: Lowering, op: Op) -> None:
     rows = lowering.joint_rows(op, out, op.value(0), even=True)
     kernel = quantize_rows(lowering.isa, width=known_size(op.result.shape[-1], op))
     lowering.call(op, kernel, [*rows.views, "lo", "hi", *rows.spacing], rows.count)
-
-
-def _cache(lowering: Lowering, state: Value, op: Op) -> Cache:
-    """The cache behind a state, laid out for the operand of attention that reads it."""
-    if state in lowering.caches:
-        return lowering.caches[state]
-    if state.op is not None or state in lowering.views:
-        raise UnsupportedError(f"{op.describe()}: %{state.name} is no state of the step")
-    roles = {use.index for use in op.result.uses if use.op.name == "attention"}
-    others = [user for user in op.result.users if user.name != "attention"]
-    if others or roles not in ({1}, {2}):
-        raise UnsupportedError(f"{op.describe()}: a cache is read by attention alone, as keys or as values")
-    layout = "keys" if roles == {1} else "values"
-    _, heads, capacity, size = (known_size(d, op) for d in state.shape)
-    if op.attributes["window"] is not None:
-        capacity = lowering.capacity
-    element = state.type.element
-    if str(element) not in STORED:
-        raise UnsupportedError(f"{op.describe()}: no kernel for a cache of {element}; expected {', '.join(STORED)}")
-    buffer = Buffer(state.name, "state", cache_bytes(layout, element, heads, capacity, size))
-    lowering.states.append(buffer)
-    cache = lowering.caches[state] = Cache(buffer, layout, element, heads, size)
-    return cache
-
-
-def lower_cache_update(lowering: Lowering, op: Op) -> None:
-    """New keys or values, written into their cache in place."""
-    cache = _cache(lowering, op.value(0), op)
-    lowering.caches[op.result] = cache
-    new = op.value(1)
-    view = lowering.rows(new)
-    kernel = cache_update(
-        lowering.isa, layout=cache.layout, element=cache.element, heads=cache.heads, head_dim=cache.size
-    )  # fmt: skip
-    strides = [str(view.strides[2]), str(view.strides[1])]
-    arguments: list[Argument] = [cache.buffer, view, "lo", "hi", "position", *strides, str(lowering.capacity)]
-    lowering.call(op, kernel, arguments, new.shape[2])
-
-
-def lower_attention(lowering: Lowering, op: Op) -> None:
-    """Attention over the caches, work shared by (key head, token, query head)."""
-    query, keys, values = op.value(0), op.value(1), op.value(2)
-    if keys not in lowering.caches or values not in lowering.caches:
-        raise UnsupportedError(f"{op.describe()}: keys and values must come from caches; run `incrementalize` first")
-    if op.operands[3] is not None or op.attributes["chunk"] is not None:
-        raise UnsupportedError(f"{op.describe()}: no kernel for attention with a dense bias or a chunked mask")
-    if op.attributes["sink"] is not None:
-        raise UnsupportedError(f"{op.describe()}: no kernel for attention with positions that stay visible")
-    slopes, sinks = optional_weight(op, 5), optional_weight(op, 6)
-    view, out, window = lowering.rows(query), lowering.allocate(op.result), _real(op, "window")
-    _, heads, tokens, head_dim = query.shape
-    cache, other = lowering.caches[keys], lowering.caches[values]
-    kernel = attention_kernels.attention(
-        lowering.isa, heads=known_size(heads, op), kv_heads=cache.heads, head_dim=known_size(head_dim, op),
-        value_dim=other.size, scale=_real(op, "scale") or 0.0, window=None if window is None else int(window),
-        softcap=_real(op, "softcap"), slopes=slopes is not None, sinks=sinks is not None, element=cache.element,
-    )  # fmt: skip
-    arguments: list[Argument] = [out, view, cache.buffer, other.buffer]
-    arguments += [lowering.weights.raw(w) for w in (slopes, sinks) if w is not None]
-    first = "first" if op.result in lowering.tail else "0"
-    arguments += [first, "tokens", "position", "lo", "hi", str(out.strides[2]), str(out.strides[1])]
-    arguments += [str(view.strides[2]), str(view.strides[1]), str(lowering.capacity)]
-    lowering.call(op, kernel, arguments, tokens * known_size(heads, op))
