@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["cache_directory", "keep", "keep_file"]
+__all__ = ["cache_directory", "cache_path", "keep", "keep_file"]
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -36,7 +36,7 @@ def keep(
     `inputs` must hold everything that `make` depends on, versions included; what it cannot know before goes into the
     result, and `holds` says whether it is still so. That the directory cannot be written is no error.
     """
-    path = _path(kind, inputs)
+    path = cache_path(kind, inputs)
     if path is None:
         return make()
     try:
@@ -53,7 +53,7 @@ def keep(
 
 def keep_file(kind: str, inputs: bytes, make: Callable[[Path], None]) -> Path | None:
     """A file that `make` writes, or wrote before for equal `inputs`; None where no file can be kept."""
-    path = _path(kind, inputs)
+    path = cache_path(kind, inputs)
     if path is None:
         return None
     if path.is_file():
@@ -69,7 +69,8 @@ def keep_file(kind: str, inputs: bytes, make: Callable[[Path], None]) -> Path | 
     return path
 
 
-def _path(kind: str, inputs: bytes) -> Path | None:
+def cache_path(kind: str, inputs: bytes) -> Path | None:
+    """Where a file for these `inputs` lies, for those that write it themselves; None where nothing is kept."""
     directory = cache_directory()
     name = hashlib.sha256(kind.encode() + b"\0" + inputs).hexdigest()
     return None if directory is None else directory / kind / name[:2] / name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import InputError, IRError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["bind_symbols", "forward", "initial_states", "run", "step_through"]
+
+Substitutes = Mapping[str, Callable[..., Any]]
 
 _SLAB = 1 << 18  # elements of a quantized weight that are dequantized at a time
 
@@ -48,7 +51,7 @@ def _single_symbol(dim: Dim) -> str | None:
 def run(
     module: Module, graph: str | Graph, inputs: Sequence[torch.Tensor],
     parameters: Mapping[str, torch.Tensor] | None = None, *, wide: bool = False,
-    observe: Callable[[Value, torch.Tensor], None] | None = None,
+    observe: Callable[[Value, torch.Tensor], None] | None = None, substitutes: Substitutes = MappingProxyType({}),
 ) -> list[torch.Tensor]:  # fmt: skip
     """Execute a graph on concrete inputs; returns its outputs.
 
@@ -56,6 +59,7 @@ def run(
     `parameters` gives tensors to use instead of stored weights, by key: with `requires_grad` they collect gradients.
     `wide` computes in float64: two graphs that are equal in real numbers then agree to about 1e-12, and no rounding
     of activations to 8 bits tips over from one to the other. `observe` sees the result of every op, as it is computed.
+    `substitutes` compute ops of a name instead of their `reference`, as it would: for what must be quick.
     """
     source = module.graph(graph) if isinstance(graph, str) else graph
     bound = source.copy(dims=bind_symbols(source, [tuple(x.shape) for x in inputs]))
@@ -65,7 +69,7 @@ def run(
     last = {operand: op for op in bound.walk() for operand in op.operands if isinstance(operand, Value)}
     kept = set(bound.outputs)
     for op, original in zip(bound.walk(), source.walk(), strict=True):
-        results = _execute(op, module, values, parameters or {}, wide)
+        results = _execute(op, module, values, parameters or {}, wide, substitutes)
         for value, seen, result in zip(op.results, original.results, results, strict=True):
             if observe is not None:
                 observe(seen, result)
@@ -78,8 +82,9 @@ def run(
 
 
 def _execute(
-    op: Op, module: Module, values: Mapping[Value, torch.Tensor], parameters: Mapping[str, torch.Tensor], wide: bool
-) -> tuple[Any, ...]:
+    op: Op, module: Module, values: Mapping[Value, torch.Tensor], parameters: Mapping[str, torch.Tensor], wide: bool,
+    substitutes: Substitutes,
+) -> tuple[Any, ...]:  # fmt: skip
     operands: list[Any] = []
     for operand in op.operands:
         if isinstance(operand, Weight):
@@ -88,14 +93,14 @@ def _execute(
         else:
             operands.append(None if operand is None else values[operand])
     try:
-        found = _apply(op, operands, wide)
+        found = _apply(op, operands, wide, substitutes)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise IRError(f"{op.describe()} failed in the interpreter: {error}") from error
     results = found if isinstance(found, tuple) else (found,)
     return tuple(_widen(result) for result in results) if wide else results
 
 
-def _apply(op: Op, operands: list[Any], wide: bool) -> Any:
+def _apply(op: Op, operands: list[Any], wide: bool, substitutes: Substitutes) -> Any:
     """The op's reference on stored weights. Of a matrix only a slab, or the rows read, is widened at a time."""
     stored = [isinstance(operand, Weight) for operand in op.operands]
     if op.name == "embedding" and stored[1] and _in_parts(operands[1]):
@@ -105,7 +110,8 @@ def _apply(op: Op, operands: list[Any], wide: bool) -> Any:
         operands[2:] = [_float(o, wide) if s else o for o, s in zip(operands[2:], stored[2:], strict=True)]
         return _linear(op, operands, wide)
     wide = wide and op.name != "embedding"  # of a table few rows are read: the result alone is widened
-    return op.spec.reference(op, *(_float(o, wide) if s else o for o, s in zip(operands, stored, strict=True)))
+    compute = substitutes.get(op.name, op.spec.reference)
+    return compute(op, *(_float(o, wide) if s else o for o, s in zip(operands, stored, strict=True)))
 
 
 def _linear(op: Op, operands: list[Any], wide: bool) -> Any:

@@ -66,14 +66,18 @@ class Row:
 
 @dataclass
 class Ledger:
-    """Rows in order, the original first. `baseline`: what a pipeline that goes on compares with; it is not written."""
+    """Rows in order, the original first.
+
+    `baseline`: what a pipeline that goes on compares with. `original`: the module of the first row. Neither is written.
+    """
 
     rows: list[Row] = field(default_factory=list)
     baseline: Any = None
+    original: Module | None = None
 
     def branch(self) -> Ledger:
         """A ledger that goes on from here without changing this one."""
-        return Ledger(list(self.rows), copy(self.baseline))
+        return Ledger(list(self.rows), copy(self.baseline), self.original)
 
     def to_json(self, *, timings: bool = True) -> dict[str, Any]:
         """The ledger as JSON values; without `timings` it is the same for every run on the same input."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from slmopt.contract import FACTS, Loads, Snapshot, changed_graphs, check_kept, check_report, check_step, print_graphs
 from slmopt.declaration import check_class, check_declaration, check_options
-from slmopt.errors import ContractError, IRError
+from slmopt.errors import ContractError, InputError, IRError
 from slmopt.ir.graph import Module, Op, Value
 from slmopt.ir.verify import verify
 from slmopt.ir.weights import watch_loads
@@ -51,6 +51,10 @@ class Budget:
     perplexity: float | None = None
 
 
+def _load_nothing(path: str) -> Module:
+    raise InputError(f"the model {path} cannot be read here: this context was made without a way to load models")
+
+
 @dataclass
 class Context:
     """What a pass may ask for while it runs.
@@ -58,12 +62,17 @@ class Context:
     target: what is compiled for, if known. calibration: documents of token ids, if a text was given.
     report: tells a progress bar what is being done and the share of it that is done.
     rules: the rewrite rules that plugins add to the pass of a name.
+    original: the module before the first pass, to compare with; not to be edited. A pipeline that goes on from another
+    one, in one program, keeps the first one's; of a module read from a file it is what was read. None outside of one.
+    load: reads the model at a path, for a pass that is given one.
     """
 
     target: Any = None
     calibration: Calibration | None = None
     report: Callable[[str, float], None] = field(default=lambda what, share: None)
     rules: Callable[[str], Sequence[Rule]] = field(default=lambda name: ())
+    original: Module | None = None
+    load: Callable[[str], Module] = _load_nothing
 
     def permits(self, kind: str, op: Op) -> bool:
         """Ask before each rewrite that is made by hand, not by rules; where it says no, leave `op` as it is.
@@ -190,6 +199,10 @@ class Pipeline:
         self.check_order(module_facts(module), context.calibration is not None)
         verify(module, weights=self.verify)
         ledger = module.ledger.branch() if isinstance(module.ledger, Ledger) else Ledger()
+        if ledger.original is None:
+            ledger.original = _branch(module)
+        if context.original is None:
+            context = replace(context, original=ledger.original)
         start = time.perf_counter()
         verification = Verification(module, context, self.budget, ledger) if self.verify else None
         if not ledger.rows:
@@ -230,6 +243,13 @@ class Pipeline:
                 observe(item, module)
             for observer in self.observers:
                 observer.after_pass(item, module, row)
+
+
+def _branch(module: Module) -> Module:
+    """The module as it is: what passes add later does not show in its graphs, and its tensors are shared."""
+    copied = module.copy()
+    copied.ledger = None
+    return copied
 
 
 def _run_pass(

@@ -30,7 +30,7 @@ class CastWeights(Pass):
 
     name: ClassVar[str] = "cast-weights"
     contract: ClassVar[Contract] = Lossy()
-    follows: ClassVar[frozenset[str]] = frozenset({"raised"})
+    follows: ClassVar[frozenset[str]] = frozenset({"raised", "healed"})
 
     element: str = "f16"
     act: str = "none"

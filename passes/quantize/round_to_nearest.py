@@ -32,7 +32,7 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     contract: ClassVar[Contract] = Lossy()
     ensures: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    follows: ClassVar[frozenset[str]] = frozenset({"raised"})
+    follows: ClassVar[frozenset[str]] = frozenset({"raised", "healed"})
     breaks: ClassVar[frozenset[str]] = frozenset({"fused"})
 
     bits: int = option(4, choices=(4, 8), help="of a weight")
