@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SHAPES", "write_model"]
+__all__ = ["SHAPES", "write_model", "write_shape"]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm-135m": {
@@ -23,10 +24,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def write_model(name: str, directory: Path) -> int:
     """Write the model `name` with random bfloat16 weights; returns the number of its weights."""
+    return write_shape(SHAPES[name], directory)
+
+
+def write_shape(shape: Mapping[str, Any], directory: Path) -> int:
+    """Write a model of a shape as in SHAPES."""
     import torch
     import transformers
 
-    options = dict(SHAPES[name])
+    options = dict(shape)
     config = getattr(transformers, options.pop("kind"))(**options, dtype="bfloat16")
     torch.manual_seed(0)
     with torch.device("meta"):
