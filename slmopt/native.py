@@ -7,6 +7,7 @@ import functools
 import hashlib
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from slmopt.cache import keep_file
@@ -20,9 +21,13 @@ _FLAGS = ("-std=c11", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-sh
 _DIRECTORIES: list[tempfile.TemporaryDirectory[str]] = []  # of libraries that are kept nowhere else
 
 
+def native_library(source: Path, includes: Sequence[Path] = ()) -> ctypes.CDLL | None:
+    """The library of one C file and of the files it includes; None where no C compiler works."""
+    return _native_library(source, tuple(includes))
+
+
 @functools.cache
-def native_library(source: Path) -> ctypes.CDLL | None:
-    """The library of one C file; None where there is no C compiler: callers have a slower way that gives the same."""
+def _native_library(source: Path, includes: tuple[Path, ...]) -> ctypes.CDLL | None:
     try:
         command = c_compiler()
         version = subprocess.run([*command, "--version"], capture_output=True, check=True).stdout
@@ -36,7 +41,8 @@ def native_library(source: Path) -> ctypes.CDLL | None:
         if done.returncode != 0:
             raise OSError(done.stderr.decode(errors="replace"))
 
-    path = keep_file("native", b"\0".join([source.read_bytes(), version, host, " ".join(_FLAGS).encode()]), build)
+    contents = [path.read_bytes() for path in (source, *includes)]
+    path = keep_file("native", b"\0".join([*contents, version, host, " ".join(_FLAGS).encode()]), build)
     try:
         if path is None:
             _DIRECTORIES.append(tempfile.TemporaryDirectory(prefix="slmopt-native-"))

@@ -1,4 +1,8 @@
-"""Targets: a backend's name and options, written `cpu` or `cpu:isa=avx2,threads=4`."""
+"""Targets: a backend's name and options, written `cpu` or `cpu:isa=avx2,threads=4`.
+
+A kind of machine that several backends compile for is told apart by the option `via`: `cpu:via=mlir,isa=avx2` is the
+backend `cpu:via=mlir` with the option isa.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,20 @@ from slmopt.errors import InputError
 
 __all__ = ["Target", "parse_target"]
 
+_VIA = "via"  # the option that belongs to a backend's name
+
 
 @dataclass(frozen=True)
 class Target:
-    """A backend and what it is told. Each backend checks its own options."""
+    """A backend, `via` and all, and what it is told. Each backend checks its own options."""
 
     backend: str
     options: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         options = ",".join(f"{name}={value}" for name, value in sorted(self.options.items()))
-        return f"{self.backend}:{options}" if options else self.backend
+        separator = "," if ":" in self.backend else ":"
+        return f"{self.backend}{separator}{options}" if options else self.backend
 
 
 def parse_target(text: str) -> Target:
@@ -36,4 +43,5 @@ def parse_target(text: str) -> Target:
         if name in options:
             raise InputError(f"target {text!r} gives the option {name!r} twice")
         options[name] = value
-    return Target(backend, options)
+    via = options.pop(_VIA, None)
+    return Target(backend if via is None else f"{backend}:{_VIA}={via}", options)

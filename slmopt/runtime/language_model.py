@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack, overload
 
 from slmopt.artifact import read_manifest
 from slmopt.errors import ArtifactError, InputError
 from slmopt.runtime.detokenize import Detokenizer, cut_at_stop
-from slmopt.runtime.library import Library, Sampling
+from slmopt.runtime.library import Sampling
+from slmopt.runtime.program import Program, file_name, open_program
 from slmopt.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -70,19 +71,14 @@ class LanguageModel:
     def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        self._library = Library(self.path / _file_name(self.manifest, "library", self.path))
-        handle = self._library.open(os.fsencode(self.path))
-        if handle is None:
-            raise self._library.error(ArtifactError)
-        self._handle: int | None = handle
+        self._program: Program | None = open_program(self.path, self.manifest)
         self._threads = threads
         self._lock = threading.RLock()  # reentrant: an abandoned stream is finalized wherever the collector runs
         self._process = os.getpid()
         self._idle: Session | None = None  # kept from the call before: opening one costs threads and page faults
         self._tokenizer: Tokenizer | None = None
         self.name = str(self.manifest.get("name", self.path.name))
-        self.vocab = int(self._library.vocab_size(handle))
-        self.context = int(self._library.context_length(handle))
+        self.vocab, self.context = self._program.vocab, self._program.context
         self.bos: int | None = self.manifest.get("bos_token_id")
         self.eos: frozenset[int] = frozenset(self.manifest.get("eos_token_ids") or ())
 
@@ -95,7 +91,7 @@ class LanguageModel:
         if self._tokenizer is None:
             if self.manifest.get("tokenizer") is None:
                 raise InputError(f"the artifact {self.path} has no tokenizer: give token ids instead of text")
-            self._tokenizer = _load_tokenizer(self.path / _file_name(self.manifest, "tokenizer", self.path))
+            self._tokenizer = _load_tokenizer(self.path / file_name(self.manifest, "tokenizer", self.path))
         return self._tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -105,9 +101,9 @@ class LanguageModel:
 
     def session(self, threads: int | None = None) -> Session:
         """A conversation of its own. threads: None as the model's, 0 one for each usable core."""
-        if self._handle is None:
+        if self._program is None:
             raise InputError("the model is closed")
-        return Session(self._library, self._handle, self.vocab, self._threads if threads is None else threads)
+        return Session(self._program.converse(self._threads if threads is None else threads))
 
     @overload
     def generate(
@@ -219,9 +215,9 @@ class LanguageModel:
             if self._idle is not None:
                 self._idle.close()
                 self._idle = None
-            if self._handle is not None:
-                self._library.close(self._handle)
-                self._handle = None
+            if self._program is not None:
+                self._program.close()
+                self._program = None
 
     def __enter__(self) -> Self:
         return self
@@ -232,7 +228,7 @@ class LanguageModel:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
+        if getattr(self, "_program", None) is not None:
             self.close()
 
     @contextmanager
@@ -251,7 +247,7 @@ class LanguageModel:
             yield session
         finally:
             with self._lock:
-                if self._idle is None and self._handle is not None:
+                if self._idle is None and self._program is not None:
                     self._idle, session = session, None
             if session is not None:
                 session.close()
@@ -310,14 +306,6 @@ def _pieces(detokenizer: Detokenizer, ids: Iterator[int]) -> Iterator[str]:
             yield piece
     if piece := detokenizer.flush():
         yield piece
-
-
-def _file_name(manifest: dict[str, Any], key: str, path: Path) -> str:
-    name = manifest.get(key)
-    if not isinstance(name, str) or name != os.path.basename(name):
-        what = f"has no {key}" if name is None else f"names {name!r} as its {key}, which is not a file of the artifact"
-        raise ArtifactError(f"the manifest of {path} {what}")
-    return name
 
 
 def _load_tokenizer(file: Path) -> Tokenizer:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from slmopt.errors import InputError
 from slmopt.runtime import LanguageModel, Sampling, Session
+from slmopt.runtime.library_program import LibraryConversation
 
 from .stand_in import VOCAB
 
@@ -31,9 +32,11 @@ def sample(session: Session, logits: Logits, sampling: Sampling) -> int:
     """slm_sample on given logits, as Session.sample does on the model's own."""
     array = np.ascontiguousarray(logits, np.float32)
     pointer = array.ctypes.data_as(ctypes.c_void_p)
-    id = session._library.sample(session._handle, pointer, ctypes.byref(sampling.structure()))
+    conversation = session._conversation
+    assert isinstance(conversation, LibraryConversation)
+    id = conversation._library.sample(conversation._handle, pointer, ctypes.byref(sampling.structure()))
     if id < 0:
-        raise session._library.error(InputError)
+        raise conversation._library.error(InputError)
     return int(id)
 
 

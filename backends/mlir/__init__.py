@@ -1,0 +1,1 @@
+"""Code generation through MLIR: the step program in the torch dialect, compiled by IREE."""

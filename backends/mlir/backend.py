@@ -1,0 +1,172 @@
+"""Targets whose code is generated through MLIR by IREE: this kind of processor, and Vulkan devices."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import slmopt
+from slmopt.artifact import ArtifactWriter
+from slmopt.backend import BuildReport
+from slmopt.backends.mlir.compiling import PACKAGES, compile_program, require_compiler
+from slmopt.backends.mlir.program import Program, function_name, program_of
+from slmopt.errors import InputError, UnsupportedError, nearest
+from slmopt.ir.graph import Module
+from slmopt.target import Target
+
+__all__ = ["Machine", "MlirBackend"]
+
+_DEFAULT_CONTEXT = 2048  # positions, where neither the model nor the target says
+_CHUNK = 16  # tokens of a large step: what is left of a prompt runs token by token, for padding would enter the state
+_PROGRAM = "program.vmfb"
+_COMMON = ("chunk", "context")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to compile for, and what is to run it."""
+
+    compiled_for: str  # the name IREE's compiler has for it
+    compile_flags: tuple[str, ...]
+    device: str  # as slmopt.runtime.iree_program opens it
+    processor_flags: tuple[str, ...]  # what /proc/cpuinfo must have
+    described: str  # in the artifact's target
+
+
+class MlirBackend(ABC):
+    """Compiles a module with a @step graph: the ops' torch references, traced, through torch-mlir and IREE."""
+
+    name: str
+    summary: str
+    options: tuple[str, ...]  # of a target, besides those that all have
+
+    @abstractmethod
+    def machine(self, target: Target) -> Machine:
+        """What the target's options ask for; InputError names what is wrong."""
+
+    @abstractmethod
+    def status(self) -> dict[str, Any]:
+        """What this machine can do with the target."""
+
+    def supports(self, module: Module, target: Target) -> list[str]:
+        """What cannot be compiled, each by op and place; empty where everything can."""
+        return self._program(module, target).problems()
+
+    def pipeline(self, module: Module, target: Target) -> list[str]:
+        """The passes this backend still wants for `module`, in the notation of recipes."""
+        require_compiler()
+        self._sizes(module, target)
+        self.machine(target)
+        return [] if "step" in module.graphs else ["incrementalize"]
+
+    def build(
+        self, module: Module, target: Target, output: str | Path, *, name: str | None = None,
+        ledger: Mapping[str, Any] | None = None, recipe: str | None = None, report: BuildReport | None = None,
+    ) -> Path:  # fmt: skip
+        """Write the artifact directory `output`. Nothing is left there where it fails."""
+        require_compiler()
+        machine, program = self.machine(target), self._program(module, target)
+        say: BuildReport = report or (lambda what, done, total: None)
+        with ArtifactWriter(output) as artifact:
+            say("program", 0, 1)
+            try:
+                code = compile_program(program.text(), machine.compiled_for, machine.compile_flags)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  {error}") from error
+            say("program", 1, 1)
+            artifact.write(_PROGRAM, code)
+            parameters, weights = _write_weights(artifact, module, program, say)
+            facts = {
+                "name": name or str(module.metadata.get("name") or module.name), "recipe": recipe,
+                "target": f"{self.name}{',' if ':' in self.name else ':'}{machine.described}",
+                "context": program.capacity, "chunk": max(program.sizes), "device": machine.device,
+                "flags": list(machine.processor_flags), "parameters": parameters,
+                "steps": {str(size): function_name(size) for size in program.sizes},
+                "states": [{"shape": list(state.shape), "element": state.element} for state in program.states],
+            }  # fmt: skip
+            _write_descriptions(artifact, module, facts, weights, ledger)
+        return Path(output)
+
+    def _program(self, module: Module, target: Target) -> Program:
+        return program_of(module, *self._sizes(module, target))
+
+    def _sizes(self, module: Module, target: Target) -> tuple[int, tuple[int, ...]]:
+        """Positions of context, and the tokens of each step function."""
+        known = sorted((*_COMMON, *self.options))
+        for option in target.options:
+            if option not in known:
+                raise InputError(f"target {target}: unknown option {option!r}{nearest(option, known)}; {self.name} "
+                                 f"takes {', '.join(known)}")  # fmt: skip
+        trained = module.metadata.get("context")
+        context = _number(target, "context", int(trained) if trained else _DEFAULT_CONTEXT)
+        if trained and context > int(trained):
+            raise InputError(f"target {target}: context {context} is longer than the {trained} the model was made for")
+        chunk = min(_number(target, "chunk", _CHUNK), context)
+        return context, tuple(sorted({1, chunk}))
+
+
+def _number(target: Target, name: str, default: int) -> int:
+    text = target.options.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"target {target}: {name} must be a positive number, got {text!r}")
+    return int(text)
+
+
+def missing_packages(*, run: bool) -> list[str]:
+    """The Python packages to install before anything can be compiled, or run."""
+    wanted = {"iree-base-runtime": "iree.runtime"} if run else PACKAGES
+    return [f"{package} (pip)" for package, module in wanted.items() if not _is_there(module)]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package it lies in
+        return False
+
+
+def _write_weights(
+    artifact: ArtifactWriter, module: Module, program: Program, report: BuildReport
+) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """weights.bin, every key once: where each part lies and how long it is, and the hash and size of all."""
+    places: dict[str, list[int]] = {}
+    with artifact.weights() as weights:
+        for done, weight in enumerate(program.weights):
+            value = module.weights.stored(weight.key)
+            for part, data in zip(weight.parts, weight.arrays(value), strict=True):
+                places[part.key] = [weights.append(data), data.nbytes]
+            report("weights", done + 1, len(program.weights))
+    return places, {"hash": weights.hash, "bytes": weights.size}
+
+
+def _write_descriptions(
+    artifact: ArtifactWriter, module: Module, facts: Mapping[str, Any], weights: Mapping[str, Any],
+    ledger: Mapping[str, Any] | None,
+) -> None:  # fmt: skip
+    """Everything beside the program and the weights."""
+    metadata = {key: value for key, value in module.metadata.items() if key != "tokenizer"}
+    artifact.write("module.slm", str(Module(module.name, module.graphs.values(), module.weights, metadata)))
+    tokenizer = module.metadata.get("tokenizer")
+    if tokenizer:
+        artifact.copy(tokenizer, "tokenizer.json")
+    if ledger is not None:
+        artifact.write_json("ledger.json", ledger)
+    files = sorted(path for path in artifact.directory.iterdir() if path.name != "weights.bin")
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    artifact.write_json("manifest.json", {
+        **facts, "runtime": "iree", "program": _PROGRAM, "weights": "weights.bin",
+        "tokenizer": "tokenizer.json" if tokenizer else None, "vocab": int(module.metadata["vocab"]),
+        "bos_token_id": module.metadata.get("bos_token_id"),
+        "eos_token_ids": module.metadata.get("eos_token_ids") or [],
+        "source": module.metadata.get("source"), "bytes": {"weights": weights["bytes"]},
+        "hashes": {**hashes, "weights.bin": weights["hash"]},
+        "versions": {"slmopt": slmopt.__version__, **{package: version(package) for package in PACKAGES}},
+    })  # fmt: skip

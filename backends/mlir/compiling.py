@@ -1,0 +1,54 @@
+"""IREE's compiler: a program in MLIR to the file that its runtime loads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from slmopt.errors import InputError, UnsupportedError
+
+__all__ = ["compile_program", "require_compiler"]
+
+_LOCATION = re.compile(r"<stdin>:(\d+):\d+: error: (.*)")
+# A weight that is widened when it is read stays as small as it is stored; and locations are of no use to anyone.
+_FLAGS = ("--iree-opt-const-expr-max-size-increase-threshold=0", "--iree-vm-bytecode-module-strip-source-map=true")
+_SHOWN = 3  # errors of the compiler that a message repeats
+
+
+def require_compiler() -> None:
+    """InputError where a package that compiling needs is not installed."""
+    from importlib.util import find_spec
+
+    missing = [package for package, module in PACKAGES.items() if find_spec(module) is None]
+    if missing:
+        raise InputError(f"compiling through MLIR needs {' and '.join(missing)}: pip install 'slmopt[mlir]'")
+
+
+PACKAGES = {"torch-mlir": "torch_mlir", "iree-base-compiler": "iree.compiler"}  # and the modules they hold
+
+
+def compile_program(text: str, machine: str, flags: Sequence[str]) -> bytes:
+    """The program for a machine that IREE names (`llvm-cpu`, `vulkan-spirv`), with its compiler's flags.
+
+    UnsupportedError with the ops that the compiler could not make anything of.
+    """
+    from iree.compiler import compile_str
+    from iree.compiler.tools import CompilerToolError
+
+    extra = [*_FLAGS, *flags]
+    try:
+        found: bytes = compile_str(text, input_type="torch", target_backends=[machine], extra_args=extra)
+    except CompilerToolError as error:
+        reasons = _explain(str(error), text)
+        raise UnsupportedError(f"IREE cannot compile the program for {machine}:\n  {reasons}") from error
+    return found
+
+
+def _explain(messages: str, text: str) -> str:
+    """The compiler's first errors, each with the line of the program it is about."""
+    lines = text.splitlines()
+    found = []
+    for number, message in _LOCATION.findall(messages):
+        line = lines[int(number) - 1].strip() if int(number) <= len(lines) else ""
+        found.append(f"{message[:200]} in: {line[:160]}")
+    return "\n  ".join(list(dict.fromkeys(found))[:_SHOWN]) or messages.strip()[:1000]
