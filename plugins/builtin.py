@@ -47,6 +47,8 @@ def slmopt_passes() -> Mapping[str, str]:
         "heal": "slmopt.passes.heal.heal:Heal",
         "prune-ffn": "slmopt.passes.prune.prune_ffn:PruneFFN",
         "prune-heads": "slmopt.passes.prune.prune_heads:PruneHeads",
+        "tie-embeddings": "slmopt.passes.share.tie_embeddings:TieEmbeddings",
+        "share-blocks": "slmopt.passes.share.share_blocks:ShareBlocks",
         "fuse": "slmopt.passes.fuse.fuse:Fuse",
         "fuse-act-quant": "slmopt.passes.fuse.act_quant:FuseActQuant",
         "fuse-epilogue": "slmopt.passes.fuse.epilogue:FuseEpilogue",

@@ -56,14 +56,18 @@ class Layers:
         return self.text
 
 
-def find_layers(graph: Graph, layers: Layers | None = None, *, sizes: bool = False) -> dict[int, Block]:
+def find_layers(
+    graph: Graph, layers: Layers | None = None, *, sizes: bool = False, attributes: bool = True
+) -> dict[int, Block]:
     """The selected layers of a graph, in order: its repeated blocks, by the number in their path, or counted from 0.
 
-    `sizes=True` tells layers of unequal widths apart; only blocks of which there are two or more are layers. InputError
+    `sizes=True` tells layers of unequal widths apart, `attributes=False` not even those of unequal attributes, such as
+    windows; only blocks of which there are two or more are layers. InputError
     where `layers` names one that does not exist.
     """
     place = {op: index for index, op in enumerate(graph.walk())}
-    blocks = [block for repetition in find_blocks(graph, sizes=sizes) for block in repetition.instances]
+    repetitions = find_blocks(graph, sizes=sizes, attributes=attributes)
+    blocks = [block for repetition in repetitions for block in repetition.instances]
     blocks.sort(key=lambda block: min(place[op] for op in block.ops))
     numbers = number_places([block.name for block in blocks])
     found = dict(zip(numbers, blocks, strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.ir.types import DType, TensorType
 
-__all__ = ["Matrix", "float_matrices", "output_linears", "set_weight"]
+__all__ = ["Matrix", "float_matrices", "output_linears", "reads_ids", "set_weight"]
 
 _WEIGHT = 1  # the operand of a linear and of an embedding that holds the matrix
 
@@ -59,3 +59,11 @@ def output_linears(graph: Graph) -> set[Op]:
         else:
             waiting += [operand for operand in value.op.operands if isinstance(operand, Value)]
     return found
+
+
+def reads_ids(op: Op) -> bool:
+    """Whether an embedding's index comes straight from an input of the graph."""
+    index = op.operands[0]
+    while isinstance(index, Value) and index.op is not None and index.op.name in ("reshape", "cast"):
+        index = index.op.operands[0]
+    return isinstance(index, Value) and index.op is None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from slmopt.declaration import option
 from slmopt.errors import InputError
-from slmopt.ir.graph import Module, Op, Value, Weight
+from slmopt.ir.graph import Module, Op, Weight
 from slmopt.ir.types import QuantizedType
 from slmopt.ir.weights import QuantizedTensor
-from slmopt.passes.quantize.matrices import Matrix, float_matrices, output_linears, set_weight
+from slmopt.passes.quantize.matrices import Matrix, float_matrices, output_linears, reads_ids, set_weight
 from slmopt.pipeline import Context, Contract, Lossy, Pass
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Quantize(Pass):
 
     def _allows(self, op: Op, heads: set[Op]) -> bool:
         if op.name == "embedding":
-            return self.embedding and _reads_ids(op)
+            return self.embedding and reads_ids(op)
         return self.head or op not in heads
 
     def _derive(self, module: Module, matrix: Matrix) -> Weight:
@@ -113,11 +113,3 @@ class _Rounding:
         from slmopt.passes.quantize.rounding import unpack_codes
 
         return None if self._packed is None else unpack_codes(self._packed, self._columns)
-
-
-def _reads_ids(op: Op) -> bool:
-    """Whether an embedding's index comes straight from an input of the graph."""
-    index = op.operands[0]
-    while isinstance(index, Value) and index.op is not None and index.op.name in ("reshape", "cast"):
-        index = index.op.operands[0]
-    return isinstance(index, Value) and index.op is None

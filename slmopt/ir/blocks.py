@@ -52,16 +52,18 @@ class Repetition:
         return f"<Repetition of {len(self.instances)}: {', '.join(block.name for block in self.instances)}>"
 
 
-def find_blocks(graph: Graph, *, sizes: bool = True) -> tuple[Repetition, ...]:
+def find_blocks(graph: Graph, *, sizes: bool = True, attributes: bool = True) -> tuple[Repetition, ...]:
     """The repeated blocks of a graph, in the order of their first instances; () where nothing repeats.
 
     `sizes=False` also takes blocks for the same that differ in sizes only: dimensions, and numbers in attributes other
-    than axes. Two kinds of layers that alternate are two repetitions.
+    than axes. `attributes=False` takes those for the same whose ops and wiring agree, whatever their attributes and
+    types. Two kinds of layers that alternate are two repetitions.
     """
+    told = sizes if attributes else None
     best: tuple[Repetition, ...] = ()
     tree = _PostDominators(graph)
     for start in tree.starts():
-        found = _repetitions(graph, _join(_segments(graph, tree, start)), sizes)
+        found = _repetitions(graph, _join(_segments(graph, tree, start)), told)
         if _covered(found) > _covered(best):
             best = found
     return best
@@ -261,7 +263,7 @@ def _outputs(ops: Sequence[Op]) -> list[Value]:
     ]  # fmt: skip
 
 
-def _repetitions(graph: Graph, candidates: list[list[Op]], sizes: bool) -> tuple[Repetition, ...]:
+def _repetitions(graph: Graph, candidates: list[list[Op]], sizes: bool | None) -> tuple[Repetition, ...]:
     groups: dict[Hashable, list[list[Op]]] = {}
     for ops in candidates:
         if len(ops) > 1:

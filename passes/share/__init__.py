@@ -1,0 +1,1 @@
+"""Passes that let several ops read one stored weight."""
