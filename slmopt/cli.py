@@ -30,6 +30,7 @@ _COMMANDS = {
     "diff": ("diff", "compare two models, IR texts or artifacts"),
     "eval": ("eval", "measure perplexity and other metrics of a model on a text"),
     "bisect": ("bisect", "find the pass and the rewrites that break a property, and write a reproducer"),
+    "verify": ("verify", "check a compiled model against the interpreter, here or under an emulator"),
     "bench": ("bench", "measure the speed of a compiled model"),
     "tune": ("tune", "measure how a model's matrix products run best here, for an instruction set of its own"),
     "demo": ("demo", "compile the bundled model and let it write"),

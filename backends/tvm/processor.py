@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import slmopt
 from slmopt.artifact import ArtifactWriter, link_library, write_development_files
+from slmopt.artifact_check import describe_module
 from slmopt.backend import BuildReport
 from slmopt.backends.tvm.build import build_object, known_attributes
 from slmopt.backends.tvm.cache import KEY_BLOCK
@@ -24,6 +25,7 @@ from slmopt.backends.tvm.plan import Plan, plan_program
 from slmopt.cross import compiler_packages, find_compiler, host_machine, require_compiler
 from slmopt.emulation import emulator_packages, find_runner
 from slmopt.errors import InputError, SlmError, UnsupportedError, nearest
+from slmopt.expectation import PROBE, expect, greedy_tokens
 from slmopt.ir.graph import Module
 from slmopt.ir.step import step_sizes
 from slmopt.offers import Offers
@@ -154,6 +156,8 @@ class Processor:
             )  # fmt: skip
             self._link(artifact, lowering, plan, facts, objects)
             report("link", 1, 1)
+            greedy = 0 if self.machine == host_machine() else greedy_tokens(module)  # where the model is, ask it there
+            artifact.write(PROBE, expect(module, context=options.context, greedy=greedy).to_json())
             _write_descriptions(artifact, module, facts, plan, ledger, recipe)
         return Path(output)
 
@@ -197,10 +201,8 @@ def _write_descriptions(
     """Everything beside the library and the weights."""
     import hashlib
 
-    metadata = {key: value for key, value in module.metadata.items() if key != "tokenizer"}
-    described = Module(module.name, module.graphs.values(), module.weights, metadata)
     write_development_files(artifact.directory, facts.name)
-    artifact.write("module.slm", str(described))
+    artifact.write("module.slm", describe_module(module))
     tokenizer = module.metadata.get("tokenizer")
     if tokenizer:
         artifact.copy(tokenizer, "tokenizer.json")

@@ -147,10 +147,10 @@ class OpModule:
         rows[:ROWS] = self._rows
         self.module.weights.add_tensor("table", torch.from_numpy(rows))
 
-    def compile(self, isa: str, directory: Path, cache: str = "f32") -> Path:
+    def compile(self, isa: str, directory: Path, cache: str = "f32", backend: str = "cpu") -> Path:
         """The artifact for an instruction set."""
         passes = [f"incrementalize{{cache={cache}}}"]
-        target = f"cpu:isa={isa},context={CONTEXT}"
+        target = f"{backend}:isa={isa},context={CONTEXT}"
         return slmopt.compile(self.module, target, directory / isa, recipe=passes, verify=False)
 
     def check(self, found: np.ndarray, ids: Sequence[int]) -> None:
