@@ -110,7 +110,8 @@ class Pass:
     requires: facts about the module that must hold before it runs. follows: facts that must hold before it runs where
     any pass of the pipeline establishes them, because what it looks for comes with them. ensures: facts that hold
     afterwards. breaks: facts that no longer hold where it changed anything.
-    calibrated: it cannot run without `context.calibration`. unties: it may give ops that read one weight several.
+    calibrated: it cannot run without `context.calibration`. compares: it looks at `context.original`. unties: it may
+    give ops that read one weight several.
     Claims that `slmopt.testing.check_pass` proves: idempotent: it finds nothing in its own result. loss_bound: of a
     lossy pass, the largest change of any output, relative to its largest number.
     """
@@ -122,6 +123,7 @@ class Pass:
     ensures: ClassVar[frozenset[str]] = frozenset()
     breaks: ClassVar[frozenset[str]] = frozenset()
     calibrated: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
     unties: ClassVar[bool] = False
     idempotent: ClassVar[bool] = False
     loss_bound: ClassVar[float | None] = None

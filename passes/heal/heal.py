@@ -113,10 +113,9 @@ class Heal(Pass):
 
     def _sample(self, teacher: Module, tokens: int, context: Context) -> tuple[Document, ...]:
         """Text of the teacher; the same text is sampled once, also over runs."""
-        from slmopt.sampled_text import sample_calibration
-
         from slmopt.cache import keep
         from slmopt.passes.heal.checkpoint import fingerprint
+        from slmopt.sampled_text import sample_calibration
 
         def sample() -> bytes:
             found = sample_calibration(

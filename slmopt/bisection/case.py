@@ -68,7 +68,8 @@ def make_case(subject: Subject, isolated: Isolated, check: Check, texts: Texts) 
     """The smallest case that fails; the whole module before the pass where no part of it does."""
     allowed = isolated.names if isolated.means == "rewrites" else None
     found = None
-    if not subject.item.calibrated and not isinstance(check, CompilesCheck):
+    item = subject.item
+    if not item.calibrated and not item.compares and not isinstance(check, CompilesCheck):
         found = _cut(subject, isolated, allowed, check, texts)
     return _simplify(found or _whole(subject, allowed, check, texts))
 

@@ -47,7 +47,9 @@ def replay(directory: str | os.PathLike[str]) -> Replayed:
     module: Module = load(place / "before.slm")
     if not told["weights"]:
         add_stand_ins(module, drawn=True)
-    subject = Subject(item, module, None, _context(told, texts))
+    original = place / "original.slm"
+    context = _context(told, texts, load(original) if original.is_file() else None)
+    subject = Subject(item, module, None, context)
     allowed = None if told["rewrites"] is None else frozenset(told["rewrites"])
     if told["raises"] is not None:
         return _replay_error(subject, allowed, told["raises"])
@@ -107,12 +109,13 @@ def _read_texts(place: Path) -> Texts:
     )
 
 
-def _context(told: dict[str, Any], texts: Texts) -> Context:
+def _context(told: dict[str, Any], texts: Texts, original: Module | None) -> Context:
+    from slmopt.api import load
     from slmopt.plugins.discovery import registry
     from slmopt.target import parse_target
 
     target = None if told["target"] is None else parse_target(told["target"])
-    return Context(target, texts.calibration, rules=registry().rules_for)
+    return Context(target, texts.calibration, rules=registry().rules_for, original=original, load=load)
 
 
 def _find_check(place: Path, told: dict[str, Any], texts: Texts) -> Check:

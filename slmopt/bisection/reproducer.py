@@ -1,6 +1,7 @@
 """Reproducers: directories that show a fault without the model and the recipe, and replaying them.
 
     before.slm  before.safetensors   the module before the pass, cut down, and its weights
+    original.slm  original.safetensors  the module before the first pass, where the pass looks at it
     inputs.safetensors               the inputs of its graph, where it is a part of a model
     tokens.json                      the text's tokens, where the whole model and a text are needed
     reproducer.json                  the pass, the rewrites that it may make, the check; see `slmopt.bisection.replay`
@@ -70,6 +71,9 @@ def _write_case(case: Case, directory: Path) -> None:
         write_module(case.module, directory / "before.slm")
     else:
         (directory / "before.slm").write_text(str(case.module), encoding="utf-8")
+    original = case.subject.context.original
+    if case.subject.item.compares and original is not None:
+        write_module(original, directory / "original.slm")
     if case.inputs is not None:
         from safetensors.torch import save_file
 

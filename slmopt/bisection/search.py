@@ -13,7 +13,7 @@ from slmopt.bisection.finding import Finding
 from slmopt.bisection.isolate import Isolated, Subject, isolate
 from slmopt.bisection.properties import CommandCheck, CompilesCheck, Texts, make_check
 from slmopt.bisection.reproducer import check_directory, write_reproducer
-from slmopt.bisection.trail import Breaking, Trail, find_breaking, record_trail
+from slmopt.bisection.trail import Breaking, Trail, find_breaking, freeze, record_trail
 from slmopt.errors import InputError, SlmError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def bisect(
                              "them with slmopt.stand_in.add_stand_ins(module, drawn=True)")  # fmt: skip
     texts = _read_texts(module, text, text_tokens)
     made = _make_check(check, command, texts, target)
-    context = _context(texts, target)
+    context = _context(module, texts, target)
     return _Search(module, passes, made, texts, context, report).run(reproducer)
 
 
@@ -193,7 +193,8 @@ def _read_texts(module: Module, text: str | None, tokens: int | None) -> Texts:
     return Texts(tokenize_documents(module.metadata, SEPARATOR.join(parts[:count])).head(limit), tuple(kept))
 
 
-def _context(texts: Texts, target: str | None) -> Context:
+def _context(module: Module, texts: Texts, target: str | None) -> Context:
+    from slmopt.api import load
     from slmopt.pipeline import Context
     from slmopt.plugins.discovery import registry
     from slmopt.target import parse_target
@@ -201,4 +202,5 @@ def _context(texts: Texts, target: str | None) -> Context:
     known = registry()
     known.add_ops()
     known.check_rules()
-    return Context(None if target is None else parse_target(target), texts.calibration, rules=known.rules_for)
+    parsed = None if target is None else parse_target(target)
+    return Context(parsed, texts.calibration, rules=known.rules_for, original=freeze(module), load=load)

@@ -11,7 +11,9 @@ from slmopt.pipeline import Context, Contract, Lossy, Pass
 from slmopt.rewrite import Match, Rewriter, any_, op, rewrite, rule
 from slmopt.stand_in import add_stand_ins
 
-__all__ = ["Expand", "Fails", "Harmless", "Head", "Marks", "NeedsMore", "Rounds", "Scales", "layered_model"]
+__all__ = [
+    "Compares", "Expand", "Fails", "Harmless", "Head", "Marks", "NeedsMore", "Rounds", "Scales", "layered_model",
+]  # fmt: skip
 
 _LAYER = """
     %n{i} = rms_norm(%x{i}, weight @layers.{i}.norm : f32[16]) {{eps = 1e-05, output = "f32"}} : f32[b, s, 16]
@@ -134,6 +136,25 @@ class Fails(Pass):
             return at.add("mul", m["x"], at.add("sigmoid", m["x"]))
 
         return rewrite(module, [expand])
+
+
+@dataclass(frozen=True)
+class Compares(Pass):
+    """logits -> logits * (1 + the number of ops that came in since the original)."""
+
+    name: ClassVar[str] = "compares"
+    contract: ClassVar[Contract] = Lossy()
+    compares: ClassVar[bool] = True
+
+    def run(self, module: Module, context: Context) -> dict[str, int]:
+        graph = module.graph()
+        original = 0 if context.original is None else sum(1 for _ in context.original.graph().walk())
+        more = sum(1 for _ in graph.walk()) - original
+        if more == 0:
+            return {}
+        factor = graph.add("constant", [], {"value": 1.0 + more, "element": "f32"}).result
+        graph.set_outputs([graph.add("mul", [graph.outputs[0], factor]).result])
+        return {"logits": 1}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import slmopt
 from slmopt.bisection import Finding, replay
 from slmopt.errors import InputError
 from slmopt.pipeline import Pass
-from tests.bisection.faults import Expand, Fails, Harmless, Head, Marks, Rounds, Scales, layered_model
+from tests.bisection.faults import Compares, Expand, Fails, Harmless, Head, Marks, Rounds, Scales, layered_model
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +51,14 @@ def test_a_wrong_rule(tmp_path: Path) -> None:
     assert ran.stdout.startswith("it fails: outputs differ by 0.0")
     report = (place / "report.md").read_text()
     assert "expand at @forward/%a4" in report and "sh reproduce.sh" in report and "- %a4 = silu(%u4)" in report
+
+
+def test_a_pass_that_looks_at_the_original(tmp_path: Path) -> None:
+    """It does nothing to a module that is the original, so the original is stored, too."""
+    found = _find([Expand(), Compares()], tmp_path / "found", "outputs<=1e-2")
+    assert found.name == "compares"
+    assert found.reproducer is not None and found.reproducer.fails, found.reproducer
+    assert str(slmopt.load(tmp_path / "found" / "original.slm")) == str(layered_model())
 
 
 def test_only_the_weights_that_are_read(tmp_path: Path) -> None:
