@@ -128,7 +128,7 @@ class _Tile:
 
         code, window = self.code, self.shape.window
         self._start()
-        first: Any = 0
+        first: Any = 0  # block that the window begins in
         if window is not None:
             first = hold(code, tirx.floordiv(tirx.max(self.here.load(0) - (window - 1), 0), KEY_BLOCK))
         end = hold(code, tirx.floordiv(self.here.load(self.tile - 1), KEY_BLOCK) + 1)
@@ -136,23 +136,20 @@ class _Tile:
         start = tirx.floordiv(first, _PER_STEP) if window is not None else 0
         early = -(-self.shape.sink // STEP)  # steps with keys that every query sees
         if early:
-            with code.loop(tirx.min(steps, early)) as i:
-                step = hold(code, i * _PER_STEP)
-                # Between these keys and the window there is nothing to see.
-                last = tirx.Select(first < step + _PER_STEP, end, -(-self.shape.sink // KEY_BLOCK))
-                self._visit(step, 0, hold(code, tirx.min(last - step, _PER_STEP)), end)
             start = hold(code, tirx.max(start, early))
-        with code.loop(tirx.max(steps - start, 0) if early else steps - start) as i:
-            step = hold(code, (start + i) * _PER_STEP)
+        with code.loop(tirx.min(steps, early) + tirx.max(steps - start, 0) if early else steps - start) as i:
+            step = hold(code, (tirx.Select(i < early, i, start - early + i) if early else start + i) * _PER_STEP)
             low: Any = 0 if window is None else hold(code, tirx.max(first - step, 0))
-            self._visit(step, low, hold(code, tirx.min(end - step, _PER_STEP)), end)
+            last = end
+            if early:  # in the early steps there is nothing to see between these keys and the window
+                low = hold(code, tirx.Select(i < early, 0, low))
+                ends = tirx.And(i < early, first >= step + _PER_STEP)
+                last = tirx.Select(ends, -(-self.shape.sink // KEY_BLOCK), end)
+            high = hold(code, tirx.min(last - step, _PER_STEP))
+            self.products.score(self.queries, self.scores, step, low, high, end)
+            self._weigh(step, low, high)
+            self.products.accumulate(self.scores, self.shrinks, self.sums, step, low, high)
         self._finish()
-
-    def _visit(self, step: Any, low: Any, high: Any, end: Any) -> None:
-        """The keys of blocks step + low .. step + high, the step of 64 keys that begins at block `step`."""
-        self.products.score(self.queries, self.scores, step, low, high, end)
-        self._weigh(step, low, high)
-        self.products.accumulate(self.scores, self.shrinks, self.sums, step, low, high)
 
     def _start(self) -> None:
         from tvm import tirx
