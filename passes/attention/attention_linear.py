@@ -44,12 +44,12 @@ class AttentionLinear(Pass):
         for op in chosen_attention(module, self.layers, self.name, _obstacle):
             if not context.permits("linear", op):
                 continue
-            graph, name = module.graph("forward"), op.result.name
+            graph, old = module.graph("forward"), op.result
             new = graph.add(
                 "linear_attention", op.operands[:3], {"feature": self.feature}, before=op, location=op.location
             ).result  # fmt: skip
+            new.name, old.name = old.name, new.name
             graph.replace(op, new)
-            graph.rename(new, name)
             changed += 1
         return {"attention": changed} if changed else {}
 

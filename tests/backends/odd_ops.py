@@ -15,7 +15,7 @@ from slmopt.ir.types import QuantizedType, parse_element
 from slmopt.ir.weights import QuantizedTensor
 from tests.backends.op_module import WIDTH, OpModule
 
-__all__ = ["add_attention", "odd_ops"]
+__all__ = ["add_attention", "odd_linears", "odd_ops"]
 
 ELEMENTS = ("f32", "f16", "bf16", "q4g32", "q4g32a", "q4c", "q8g32", "q8c")
 ROW_COUNTS = (1, 3, 15, 17, 20, 33, 36, 67, 131)  # below, at and above what blocks of 4, 8, 16 and 32 hold
@@ -28,6 +28,8 @@ MORE_ATTENTION: tuple[tuple[int, int, int, int, dict[str, Any]], ...] = (
     (3, 3, 20, 20, {"window": 5}), (4, 2, 1, 3, {"window": 1}), (5, 1, 11, 1, {"softcap": 3.0}), (3, 1, 5, 7, {}),
     (1, 1, 77, 33, {"window": 16}), (7, 1, 11, 36, {}),
 )  # fmt: skip
+LINEAR_ATTENTION = ((6, 2, 11, 7), (3, 1, 20, 1))
+MORE_LINEAR_ATTENTION = ((1, 1, 1, 36), (5, 5, 9, 9), (7, 1, 11, 31))
 
 SUM_ERROR = 3e-6  # of the sum of all |x w|: up to 77 products and sums, each rounded to 2^-24, and the interpreter's
 NORM_ERROR = 2e-6  # of the largest number: a sum of squares, a root, two products
@@ -47,6 +49,18 @@ def odd_ops(seed: int = 0, shapes: int = 1) -> OpModule:
     _add_ropes(ops)
     _add_primitives(ops)
     add_attention(ops, more=shapes > 1)
+    _add_linear_attention(ops, more=shapes > 1)
+    ops.finish()
+    return ops
+
+
+def odd_linears(seed: int = 0, *, rounding: bool = False) -> OpModule:
+    """Linears of every type, or those that round what they read: what a machine multiplies with its instructions."""
+    ops = OpModule(seed)
+    if rounding:
+        _add_rounding_linears(ops)
+    else:
+        _add_linears(ops, 1)
     ops.finish()
     return ops
 
@@ -217,6 +231,19 @@ def add_attention(ops: OpModule, cache: str = "f32", *, more: bool = False) -> N
         found = ops.add("attention", parts, scale=0.7, **options)
         ops.show(f"attention {heads}/{shared} x {size}, {value_size} {options}", _rows(ops, found),
                  error=ATTENTION_ERROR[cache], size=lambda x, expected: torch.ones(()))  # fmt: skip
+
+
+def _add_linear_attention(ops: OpModule, *, more: bool = False) -> None:
+    """Heads that share keys and a head of its own, of odd sizes."""
+    x = ops.add("tanh", [ops.x])
+    for heads, shared, size, width in LINEAR_ATTENTION + MORE_LINEAR_ATTENTION * more:
+        parts = [
+            _heads(ops, ops.add("slice", [x], axis=-1, start=start, stop=start + count * each), count, each)
+            for start, count, each in ((0, heads, size), (WIDTH - shared * size, shared, size), (0, shared, width))
+        ]
+        found = ops.add("linear_attention", parts)
+        ops.show(f"linear attention {heads}/{shared} x {size}, {width}", _rows(ops, found),
+                 error=ATTENTION_ERROR["f32"], size=lambda x, expected: torch.ones(()))  # fmt: skip
 
 
 def _add_primitives(ops: OpModule) -> None:
