@@ -143,4 +143,5 @@ def _run(command: list[str], runner: list[str]) -> None:
     hint = ""
     if "ld-linux" in said:
         hint = "; the runner needs the machine's C library: give its place, such as -L /usr/MACHINE-linux-gnu"
-    raise ArtifactError(f"the run under {shlex.join(runner) or 'this machine'!r} failed ({ended}): {said}{hint}")
+    where = f"under {shlex.join(runner)!r}" if runner else "on this machine"
+    raise ArtifactError(f"the run {where} failed ({ended}): {said}{hint}")

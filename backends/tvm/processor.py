@@ -11,20 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import slmopt
-from slmopt.artifact import ArtifactWriter, link_library, write_development_files
-from slmopt.artifact_check import describe_module
+from slmopt.artifact import ArtifactWriter, link_library
 from slmopt.backend import BuildReport
 from slmopt.backends.tvm.build import build_object, known_attributes
 from slmopt.backends.tvm.cache import KEY_BLOCK
+from slmopt.backends.tvm.description import write_descriptions
 from slmopt.backends.tvm.emit import ProgramFacts, emit_program
 from slmopt.backends.tvm.isa import Isa, Isas
 from slmopt.backends.tvm.lower import Lowering
 from slmopt.backends.tvm.lowerings import Lowerings
 from slmopt.backends.tvm.plan import Plan, plan_program
+from slmopt.backends.tvm.sizes import check_options, read_sizes
 from slmopt.cross import compiler_packages, find_compiler, host_machine, require_compiler
 from slmopt.emulation import emulator_packages, find_runner
-from slmopt.errors import InputError, SlmError, UnsupportedError, nearest
+from slmopt.errors import InputError, SlmError, UnsupportedError
 from slmopt.expectation import PROBE, expect, greedy_tokens
 from slmopt.ir.graph import Module
 from slmopt.ir.step import step_sizes
@@ -33,7 +33,6 @@ from slmopt.target import Target
 
 __all__ = ["Processor", "ProcessorOptions"]
 
-_DEFAULT_CONTEXT = 2048  # positions, where neither the model nor the target says
 _CHUNK = 128  # most tokens of one step: long prompts run in steps of this many
 
 
@@ -48,27 +47,8 @@ class ProcessorOptions:
     @classmethod
     def of(cls, target: Target, module: Module, backend: Processor) -> ProcessorOptions:
         """Parse a target's options for a module; InputError names what is wrong."""
-        known = backend.options
-        for name in target.options:
-            if name not in known:
-                hint = nearest(name, known)
-                raise InputError(f"target {target}: unknown option {name!r}{hint}; {backend.name} takes "
-                                 f"{', '.join(known)}")  # fmt: skip
-        trained = module.metadata.get("context")
-        context = _number(target, "context", int(trained) if trained else _DEFAULT_CONTEXT)
-        if trained and context > int(trained):
-            raise InputError(f"target {target}: context {context} is longer than the {trained} the model was made for")
-        chunk = min(_number(target, "chunk", _CHUNK), context)
-        return cls(backend.choose_isa(target), context, chunk)
-
-
-def _number(target: Target, name: str, default: int) -> int:
-    text = target.options.get(name)
-    if text is None:
-        return default
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"target {target}: {name} must be a positive number, got {text!r}")
-    return int(text)
+        check_options(target, backend.options)
+        return cls(backend.choose_isa(target), *read_sizes(target, module, _CHUNK))
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -158,7 +138,7 @@ class Processor:
             report("link", 1, 1)
             greedy = 0 if self.machine == host_machine() else greedy_tokens(module)  # where the model is, ask it there
             artifact.write(PROBE, expect(module, context=options.context, greedy=greedy).to_json())
-            _write_descriptions(artifact, module, facts, plan, ledger, recipe)
+            write_descriptions(artifact, module, facts, plan, ledger, recipe)
         return Path(output)
 
     def tune(self, module: Module, target: Target, *, rounds: int, report: BuildReport = _silent) -> str:
@@ -193,34 +173,3 @@ class Processor:
             library = artifact.file(f"lib{facts.name}.so")
             compiler = require_compiler(self.machine)
             link_library(paths, program, library, facts.name, compiler=compiler, flags=["-Wl,--strip-all"])
-
-
-def _write_descriptions(
-    artifact: ArtifactWriter, module: Module, facts: ProgramFacts, plan: Plan, ledger: Any, recipe: str | None
-) -> None:
-    """Everything beside the library and the weights."""
-    import hashlib
-
-    write_development_files(artifact.directory, facts.name)
-    artifact.write("module.slm", describe_module(module))
-    tokenizer = module.metadata.get("tokenizer")
-    if tokenizer:
-        artifact.copy(tokenizer, "tokenizer.json")
-    if ledger is not None:
-        artifact.write_json("ledger.json", ledger)
-    files = sorted(path for path in artifact.directory.iterdir() if path.name != "weights.bin")
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    artifact.write_json("manifest.json", {
-        "name": facts.name, "target": facts.target, "library": f"lib{facts.name}.so", "weights": "weights.bin",
-        "tokenizer": "tokenizer.json" if tokenizer else None, "vocab": facts.vocab, "context": facts.context,
-        "chunk": facts.chunk, "bos_token_id": module.metadata.get("bos_token_id"),
-        "eos_token_ids": module.metadata.get("eos_token_ids") or [], "source": module.metadata.get("source"),
-        "recipe": recipe, "versions": _versions(), "hashes": {**hashes, "weights.bin": facts.weights_hash},
-        "bytes": {"weights": facts.weights_bytes, "state": plan.state_bytes, "arena": plan.arena_bytes},
-    })  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"slmopt": slmopt.__version__, "apache-tvm": version("apache-tvm")}
