@@ -45,6 +45,7 @@ def slmopt_passes() -> Mapping[str, str]:
         "cast-weights": "slmopt.passes.quantize.cast_weights:CastWeights",
         "quantize": "slmopt.passes.quantize.round_to_nearest:Quantize",
         "heal": "slmopt.passes.heal.heal:Heal",
+        "drop-layers": "slmopt.passes.prune.drop_layers:DropLayers",
         "prune-ffn": "slmopt.passes.prune.prune_ffn:PruneFFN",
         "prune-heads": "slmopt.passes.prune.prune_heads:PruneHeads",
         "tie-embeddings": "slmopt.passes.share.tie_embeddings:TieEmbeddings",

@@ -9,6 +9,7 @@ from slmopt.errors import UnsupportedError
 from slmopt.ir.coupling import Coupling, Group
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.layers import Layers, find_layers
+from slmopt.passes.prune.live import without_dead_ops
 
 __all__ = ["Inner", "channels_of", "find_inner", "heads_of"]
 
@@ -114,8 +115,10 @@ def find_inner(module: Module, kind: Kind, layers: Layers, what: str) -> list[In
     InputError where there is no such layer. `what` they are called in messages.
     """
     graph, coupling = module.graph(), Coupling(module)
-    numbers = {op: number for number, block in find_layers(graph).items() for op in block.ops}
-    find_layers(graph, layers)
+    known = find_layers(without_dead_ops(graph))
+    layers.check(known)
+    names = {op.results[0].name: number for number, block in known.items() for op in block.ops}
+    numbers = {op: names[op.results[0].name] for op in graph.walk() if op.results[0].name in names}
     found, reasons = [], []
     for group, readers in coupling.linear_inputs(graph):
         own = frozenset(numbers[op] for op in readers if op in numbers)
