@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from slmopt.artifact import ArtifactWriter, link_library
 from slmopt.backend import BuildReport
 from slmopt.backends.gpu.compiling import kernel_source
 from slmopt.backends.gpu.devices import list_cuda_devices, list_opencl_devices
-from slmopt.backends.gpu.emit import emit_device_program
+from slmopt.backends.gpu.emit import emit_code, emit_device_program
 from slmopt.backends.gpu.interfaces import CUDA, OPENCL, Interface
 from slmopt.backends.gpu.lowering import DeviceLowering
 from slmopt.backends.gpu.nvcc import NVCC_PACKAGES, compile_cuda, find_nvcc, parse_architectures
@@ -21,7 +22,9 @@ from slmopt.backends.tvm.emit import ProgramFacts
 from slmopt.backends.tvm.lowerings import Lowerings
 from slmopt.backends.tvm.plan import plan_program
 from slmopt.backends.tvm.sizes import check_options, read_sizes
+from slmopt.cross import compiler_packages, find_compiler, host_machine
 from slmopt.errors import SlmError, UnsupportedError
+from slmopt.expectation import PROBE, expect, greedy_tokens
 from slmopt.ir.graph import Module
 from slmopt.ir.step import step_sizes
 from slmopt.offers import Offers
@@ -70,7 +73,8 @@ class DeviceBackend:
 
     def missing_compiler(self) -> list[str]:
         """What to install before anything can be compiled."""
-        return []
+        machine = host_machine()
+        return [] if find_compiler(machine) else list(compiler_packages(machine))
 
     def code(self, source: str, options: DeviceOptions) -> bytes:
         """What a library keeps of the kernels' source."""
@@ -114,10 +118,13 @@ class DeviceBackend:
                 lowering.weights.write(weights, _stage("weights", report))
             facts = ProgramFacts(name, int(module.metadata["vocab"]), options.context, options.chunk, weights.size,
                                  weights.hash, (), self._described(options))  # fmt: skip
-            program = artifact.file("program.c")
-            program.write_text(emit_device_program(lowering.calls, kernels, plan, facts, options.device, code))
-            self._link(artifact, program, name)
+            program = emit_device_program(lowering.calls, kernels, plan, facts, options.device, len(code))
+            artifact.write(f"kernels{self.interface.suffix}", source)
+            artifact.write("program.c", program)
+            self._link(artifact, name, code)
             report("link", 1, 1)
+            greedy = 0 if self.devices() else greedy_tokens(module)  # where the model is, ask it there
+            artifact.write(PROBE, expect(module, context=options.context, greedy=greedy).to_json())
             write_descriptions(artifact, module, facts, plan, ledger, recipe)
         return Path(output)
 
@@ -135,11 +142,15 @@ class DeviceBackend:
             raise type(error)(f"target {self.name}: {error}") from error
         return lowering
 
-    def _link(self, artifact: ArtifactWriter, program: Path, name: str) -> None:
+    def _link(self, artifact: ArtifactWriter, name: str, code: bytes) -> None:
         runtime = Path(__file__).parent / "runtime"
         machine = [runtime / file for file in ("device.h", "device.c", self.interface.source)]
-        library = artifact.file(f"lib{name}.so")
-        link_library([], program, library, name, machine=machine, flags=["-Wl,--strip-all", "-ldl"])
+        program, library = artifact.file("program.c"), artifact.file(f"lib{name}.so")
+        with tempfile.TemporaryDirectory(prefix="slmopt-build-") as directory:
+            path = Path(directory) / "code.c"
+            path.write_text(emit_code(code))
+            flags = ["-Wl,--strip-all", "-ldl"]
+            link_library([], program, library, name, sources=[path], machine=machine, flags=flags)
 
 
 def _stage(what: str, report: BuildReport) -> Callable[[int, int], None]:
@@ -171,7 +182,7 @@ class CudaBackend(DeviceBackend):
 
     def missing_compiler(self) -> list[str]:
         """What to install before anything can be compiled."""
-        return [] if find_nvcc() else list(NVCC_PACKAGES)
+        return [*super().missing_compiler(), *([] if find_nvcc() else NVCC_PACKAGES)]
 
     def code(self, source: str, options: DeviceOptions) -> bytes:
         """What a library keeps of the kernels' source."""

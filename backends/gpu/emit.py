@@ -1,4 +1,4 @@
-"""program.c of a device: the step as a list of launches, the same for every interface, and the kernels' code."""
+"""program.c of a device: the step as a list of launches, the same for every interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slmopt.backends.tvm.plan import Plan
 from slmopt.backends.tvm.views import Buffer, View, element_bytes
 from slmopt.backends.tvm.weight_table import WeightSlot
 
-__all__ = ["emit_device_program"]
+__all__ = ["emit_code", "emit_device_program"]
 
 _SIZES = {"float": 4, "int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4, "int64_t": 8}
 _LINE = 96  # bytes of a line of code
@@ -35,20 +35,19 @@ _HEAD = """\
 
 
 def emit_device_program(
-    calls: Sequence[Call], kernels: Sequence[DeviceKernel], plan: Plan, facts: ProgramFacts, device: str, code: bytes
-) -> str:
-    """The text of program.c. `device`: which one, where the target says; `code`: of all kernels."""
+    calls: Sequence[Call], kernels: Sequence[DeviceKernel], plan: Plan, facts: ProgramFacts, device: str,
+    code_bytes: int,
+) -> str:  # fmt: skip
+    """The text of program.c. `device`: which one, where the target says; the kernels' code is in a file of its own."""
     numbers = {kernel.name: index for index, kernel in enumerate(kernels)}
     text = [_HEAD.format(name=facts.name, target=facts.target), "static const slm_kernel kernels[] = {\n"]
     text += [f'  {{"{kernel.name}", {kernel.threads}}},\n' for kernel in kernels]
     text.append("};\n\nstatic int32_t step(slm_queue *queue, int32_t tokens, int32_t position, int32_t first) {\n")
     text.append("  int32_t lo, hi;\n  (void)position, (void)first;\n")
     text += ["".join(_launch(call, numbers[call.kernel.name])) for call in calls]
-    text.append("  return 0;\n}\n\nstatic const unsigned char code[] =\n")
-    text += _literal(code)
-    text.append(";\n\nconst slm_device_program slm_this_device_program = {\n")
+    text.append("  return 0;\n}\n\nconst slm_device_program slm_this_device_program = {\n")
     fields = {
-        "kernels": "kernels", "kernel_count": len(kernels), "code": "code", "code_bytes": f"{len(code)}u",
+        "kernels": "kernels", "kernel_count": len(kernels), "code": "slm_device_code", "code_bytes": f"{code_bytes}u",
         "device": json.dumps(device), "step": "step",
     }  # fmt: skip
     text += [f"  .{name} = {value},\n" for name, value in fields.items()]
@@ -88,8 +87,14 @@ def _argument(argument: Argument, parameter: str) -> str:
     return f"AT({buffer.space.upper()}, {offset // size})"
 
 
+def emit_code(code: bytes) -> str:
+    """The text of a C file with the kernels' code, which no reader needs to see."""
+    lines = "".join(_literal(code))
+    return f'#include "device.h"\n\nconst unsigned char slm_device_code[] =\n{lines};\n'
+
+
 def _literal(code: bytes) -> Iterator[str]:
-    """A C string literal of any bytes, text readable."""
+    """A C string literal of any bytes."""
     start = 0
     while start < len(code):
         stop = code.find(b"\n", start, start + _LINE) + 1 or min(start + _LINE, len(code))

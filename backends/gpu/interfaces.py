@@ -23,6 +23,7 @@ class Interface:
     language: str  # TVM's kind of target
     opening: str  # how a kernel begins in it
     prelude: str
+    suffix: str  # of a file of kernels
     source: str  # the C file of runtime/ that drives it
     libraries: tuple[str, ...]  # what that file loads
     options: tuple[str, ...]  # of a target, besides context and chunk
@@ -64,11 +65,12 @@ static __device__ inline int slm_dot(int a, int b, int c) { return __dp4a(a, b, 
 """
 
 OPENCL = Interface(
-    "opencl", "OpenCL devices", "opencl", "__kernel", _OPENCL_PRELUDE, "opencl.c", ("libOpenCL.so.1",), ("device",),
-    ("Debian: ocl-icd-libopencl1", "your device's OpenCL driver, or Debian: pocl-opencl-icd (on the processor)"),
+    name="opencl", summary="OpenCL devices", language="opencl", opening="__kernel", prelude=_OPENCL_PRELUDE,
+    suffix=".cl", source="opencl.c", libraries=("libOpenCL.so.1",), options=("device",),
+    install=("Debian: ocl-icd-libopencl1", "the device's OpenCL driver, or Debian: pocl-opencl-icd (on the processor)"),
 )  # fmt: skip
 CUDA = Interface(
-    "cuda", "NVIDIA graphics processors", "cuda", 'extern "C" __global__', _CUDA_PRELUDE, "cuda.c",
-    ("libcuda.so.1",), ("arch", "device"),
-    ("NVIDIA's driver, of CUDA 12 or newer",),
+    name="cuda", summary="NVIDIA graphics processors", language="cuda", opening='extern "C" __global__',
+    prelude=_CUDA_PRELUDE, suffix=".cu", source="cuda.c", libraries=("libcuda.so.1",), options=("arch", "device"),
+    install=("NVIDIA's driver, of CUDA 12 or newer",),
 )  # fmt: skip

@@ -66,4 +66,4 @@ def _check_elements(op: Op, leaves: dict[Value | Weight, Leaf]) -> None:
         raise UnsupportedError(f"{op.describe()}: no kernel computes with f16 on a device; cast to f32")
     for operand in op.operands:
         if isinstance(operand, Value) and operand not in leaves and operand.op is not None:
-            _check_elements(operand.op, {})
+            _check_elements(operand.op, leaves)

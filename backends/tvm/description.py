@@ -6,6 +6,7 @@ from typing import Any
 
 import slmopt
 from slmopt.artifact import ArtifactWriter, write_development_files
+from slmopt.artifact_check import describe_module
 from slmopt.backends.tvm.emit import ProgramFacts
 from slmopt.backends.tvm.plan import Plan
 from slmopt.ir.graph import Module
@@ -19,10 +20,8 @@ def write_descriptions(
     """Everything beside the library and the weights: headers, the IR, the tokenizer, the ledger, the manifest."""
     import hashlib
 
-    metadata = {key: value for key, value in module.metadata.items() if key != "tokenizer"}
-    described = Module(module.name, module.graphs.values(), module.weights, metadata)
     write_development_files(artifact.directory, facts.name)
-    artifact.write("module.slm", str(described))
+    artifact.write("module.slm", describe_module(module))
     tokenizer = module.metadata.get("tokenizer")
     if tokenizer:
         artifact.copy(tokenizer, "tokenizer.json")

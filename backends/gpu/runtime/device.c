@@ -90,7 +90,7 @@ void *slm_load_library(const char *const *names, const char *purpose) {
   for (int i = 0; names[i] != NULL; i++) {
     void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     if (library != NULL) return library;
+    if (i == 0) slm_fail("the library cannot be loaded: %s; %s", dlerror(), purpose);
   }
-  slm_fail("%s cannot be loaded (%s): %s", names[0], dlerror(), purpose);
   return NULL;
 }

@@ -24,6 +24,8 @@ typedef struct slm_kernel {
 
 typedef struct slm_queue slm_queue; /* a session's buffers on the device, and its launches, which run in order */
 
+extern const unsigned char slm_device_code[];
+
 /* What program.c defines beside slm_this_program. */
 typedef struct slm_device_program {
   const slm_kernel *kernels;
