@@ -50,6 +50,7 @@ def slmopt_passes() -> Mapping[str, str]:
         "prune-heads": "slmopt.passes.prune.prune_heads:PruneHeads",
         "tie-embeddings": "slmopt.passes.share.tie_embeddings:TieEmbeddings",
         "share-blocks": "slmopt.passes.share.share_blocks:ShareBlocks",
+        "gptq": "slmopt.passes.quantize.gptq:GPTQ",
         "fuse": "slmopt.passes.fuse.fuse:Fuse",
         "fuse-act-quant": "slmopt.passes.fuse.act_quant:FuseActQuant",
         "fuse-epilogue": "slmopt.passes.fuse.epilogue:FuseEpilogue",
@@ -121,7 +122,7 @@ def slmopt_frontends() -> Mapping[str, str]:
 @slmopt_plugin
 def slmopt_recipes() -> Mapping[str, Path]:
     """The presets, one TOML file each."""
-    return {name: _RECIPES / f"{name}.toml" for name in ("f32", "f16", "w8", "w4", "w4-kv8")}
+    return {name: _RECIPES / f"{name}.toml" for name in ("f32", "f16", "w8", "w4", "w4-gptq", "w4-kv8")}
 
 
 @slmopt_plugin
