@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from slmopt.errors import UnsupportedError
 from slmopt.ir.coupling import Coupling, Group
-from slmopt.ir.graph import Graph, Module, Op, Value, Weight
+from slmopt.ir.graph import Module, Op, Value, Weight
 from slmopt.layers import Layers, find_layers
 from slmopt.passes.prune.live import without_dead_ops
 
@@ -41,10 +41,10 @@ class Inner:
             yield weight, ops
 
 
-Kind = Callable[[Group, tuple[Op, ...], Graph], bool]
+Kind = Callable[[Group, tuple[Op, ...]], bool]
 
 
-def channels_of(group: Group, readers: tuple[Op, ...], graph: Graph) -> bool:
+def channels_of(group: Group, readers: tuple[Op, ...]) -> bool:
     """Whether a group is the inner dimension of a feed-forward.
 
     Linears make it and linears sum over it, something that acts on each channel alone lies between them, and what is
@@ -58,7 +58,7 @@ def channels_of(group: Group, readers: tuple[Op, ...], graph: Graph) -> bool:
     return active and bool(_makers(group)) and not _comes_back(group, readers)
 
 
-def heads_of(group: Group, readers: tuple[Op, ...], graph: Graph) -> bool:
+def heads_of(group: Group, readers: tuple[Op, ...] = ()) -> bool:
     """Whether the units of a group are heads of attention: of all that are summed, whole heads go together."""
     mixing = [op for op in group.ops if op.name in _MIXING]
     whole = all(group.of(op.operands[0], 1) is not None and group.of(op.operands[0], 3) is None for op in mixing)
@@ -123,7 +123,7 @@ def find_inner(module: Module, kind: Kind, layers: Layers, what: str) -> list[In
     for group, readers in coupling.linear_inputs(graph):
         own = frozenset(numbers[op] for op in readers if op in numbers)
         everywhere = layers == Layers()
-        if not kind(group, tuple(readers), graph) or not (everywhere or any(number in layers for number in own)):
+        if not kind(group, tuple(readers)) or not (everywhere or any(number in layers for number in own)):
             continue
         reason = group.reason or _half_selected(own, layers)
         if reason is not None:
