@@ -67,7 +67,7 @@ static __device__ inline int slm_dot(int a, int b, int c) { return __dp4a(a, b, 
 OPENCL = Interface(
     name="opencl", summary="OpenCL devices", language="opencl", opening="__kernel", prelude=_OPENCL_PRELUDE,
     suffix=".cl", source="opencl.c", libraries=("libOpenCL.so.1",), options=("device",),
-    install=("Debian: ocl-icd-libopencl1", "the device's OpenCL driver, or Debian: pocl-opencl-icd (on the processor)"),
+    install=("ocl-icd-libopencl1 (Debian)", "the device's OpenCL driver or pocl-opencl-icd (Debian; on the processor)"),
 )  # fmt: skip
 CUDA = Interface(
     name="cuda", summary="NVIDIA graphics processors", language="cuda", opening='extern "C" __global__',
