@@ -50,7 +50,7 @@ class Heal(Pass):
                                                   "Jensen-Shannon")  # fmt: skip
     temperature: float = option(1.0, minimum=0.01, maximum=100.0, help="by which logits are divided in the loss")
     rate: float = option(1e-3, minimum=1e-9, maximum=1.0, help="the highest learning rate")
-    batch: int = option(4096, minimum=2, help="positions per step, padding included; one document at least")
+    batch: int = option(2048, minimum=2, help="positions per step, padding included; one document at least")
     warm_up: float = option(0.05, minimum=0.0, maximum=1.0, help="the share of steps over which the rate rises")
     clip: float = option(1.0, minimum=1e-6, help="the largest norm of a step's gradient")
     sampled: int | None = option(None, minimum=0, help="tokens of text that the teacher samples; none: a quarter of "

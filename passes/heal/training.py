@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from slmopt.errors import ContractError
 from slmopt.interpreter import run
 from slmopt.ir.graph import Graph, Module, Weight
-from slmopt.passes.heal.attention import attention
+from slmopt.passes.heal.attention import SUBSTITUTES
 from slmopt.passes.heal.checkpoint import Checkpoint, Progress
 from slmopt.passes.heal.losses import add_gradients, divergence
 from slmopt.passes.heal.parameters import predicting
@@ -58,7 +58,7 @@ class Runner:
     def logits(self, ids: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits [b, s, vocab] of ids [b, s], with other numbers for some weights."""
         weights = {**self.weights, **(parameters or {})}
-        return run(self.module, self.graph, [ids], weights, substitutes={"attention": attention})[0]
+        return run(self.module, self.graph, [ids], weights, substitutes=SUBSTITUTES)[0]
 
 
 def pad(batch: Sequence[Document]) -> tuple[torch.Tensor, torch.Tensor]:

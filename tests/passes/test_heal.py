@@ -343,4 +343,4 @@ class Hurt(Pass):
 
 
 def test_it_holds_what_every_pass_must() -> None:
-    check_pass(Hurt, examples=20)
+    check_pass(Hurt, examples=10)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slmopt.interpreter import forward, run
 from slmopt.ir.graph import Module, Weight
 from slmopt.ir.text import parse_module
-from slmopt.passes.heal.attention import attention
+from slmopt.passes.heal.attention import SUBSTITUTES
 from slmopt.passes.heal.losses import LOSSES, add_gradients, divergence
 from slmopt.passes.heal.parameters import find_parameters, load_parameters
 from slmopt.passes.heal.texts import make_batches, predicted, split_documents
@@ -128,12 +128,24 @@ def test_attention_and_its_gradients_are_the_reference(mask: str) -> None:
         return %a
       }}
     }}"""
-    module = parse_module(text)
-    shapes = ((2, 4, 11, 8), (2, 2, 11, 8), (2, 2, 11, 6))
+    check_substitutes(parse_module(text), 11)
+
+
+@pytest.mark.parametrize("positions", [1, 11, 64, 130])
+def test_linear_attention_and_its_gradients_are_the_reference(positions: int) -> None:
+    text = """module @m {
+      graph @forward(%q: f32[b, 4, s, 8], %k: f32[b, 2, s, 8], %v: f32[b, 2, s, 6]) {
+        %a = linear_attention(%q, %k, %v) {feature = "elu1"} : f32[b, 4, s, 6]
+        return %a
+      }
+    }"""
+    check_substitutes(parse_module(text), positions)
+
+
+def check_substitutes(module: Module, positions: int) -> None:
+    shapes = ((2, 4, positions, 8), (2, 2, positions, 8), (2, 2, positions, 6))
     inputs = [logits(*shape, seed=shape[1]).double().requires_grad_() for shape in shapes]
-    expected, found = (
-        run(module, "forward", inputs, substitutes=substitutes)[0] for substitutes in ({}, {"attention": attention})
-    )
+    expected, found = (run(module, "forward", inputs, substitutes=given)[0] for given in ({}, SUBSTITUTES))
     torch.testing.assert_close(found, expected)
     slopes = [torch.autograd.grad(value.square().sum(), inputs) for value in (expected, found)]
     for first, second in zip(*slopes, strict=True):
