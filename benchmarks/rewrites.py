@@ -39,13 +39,13 @@ class Row:
         return ["raise", "canonicalize", *self.passes, "fuse", f"incrementalize{{cache={self.cache}}}"]
 
 
-_GPTQ = "gptq{bits=4,group=32,symmetric=false,head=false,embedding=false}"
+_GPTQ = "gptq{bits=4,group=32,grid=asymmetric}"
 _LINEAR = 'attention-linear{feature="elu1",layers="%s"}'
 ROWS = (
     Row("f32"),
     Row("window 128", ("attention-window{size=128,sink=4}",), 0.012),
     Row("gptq, body", (_GPTQ,), 0.06),
-    Row("gptq, body and head", ("gptq{bits=4,group=32,symmetric=false}",), 0.08),
+    Row("gptq, body and head", ("gptq{bits=4,group=32,grid=asymmetric,head=4}",), 0.08),
     Row("8-bit cache", (), 0.003, "q8"),
     Row("prune-ffn 0.25", ("prune-ffn{ratio=0.25}",), 0.70),
     Row("prune-ffn 0.25, healed", ("prune-ffn{ratio=0.25}", _HEAL), 0.20),

@@ -48,7 +48,7 @@ class GPTQ(Pass):
     name: ClassVar[str] = "gptq"
     contract: ClassVar[Contract] = Lossy()
     ensures: ClassVar[frozenset[str]] = frozenset({"quantized"})
-    follows: ClassVar[frozenset[str]] = frozenset({"raised"})
+    follows: ClassVar[frozenset[str]] = frozenset({"raised", "healed"})
     breaks: ClassVar[frozenset[str]] = frozenset({"fused"})
 
     bits: int = option(4, choices=(3, 4, 8), help="of a weight; 8 bits are rounded to nearest, symmetric")
