@@ -6,6 +6,7 @@ device; both compile anywhere, CUDA where there is nvcc.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from slmopt.ir.graph import Module
 from slmopt.passes.quantize.round_to_nearest import Quantize
 from slmopt.runtime import LanguageModel
 from slmopt.target import parse_target
+from tests.backends.cuda_stand_in import make_stand_in
 from tests.backends.native import BUILTIN
 from tests.backends.odd_ops import odd_ops
 from tests.backends.op_module import CONTEXT as ODD_CONTEXT
@@ -36,7 +38,7 @@ from tests.rewritten import CONTEXT, TOKENS, VARIETY, raised, rewritten
 
 TOLERANCE = 1e-3  # of the largest logit
 SIZES = f"context={CONTEXT},chunk=16"
-CUTS = ([], [1, 2, 3, 4, 5, 6], [17, 18])
+CUTS: tuple[list[int], ...] = ([], [1, 2, 3, 4, 5, 6], [17, 18])
 IDS = torch.randint(3, 97, (1, TOKENS), generator=torch.Generator().manual_seed(1))
 
 OPENCL, CUDA = OpenClBackend(BUILTIN), CudaBackend(BUILTIN)
@@ -131,8 +133,6 @@ def open_elsewhere(artifact: Path, **environment: str) -> str:
     """What opening an artifact says in a process of its own with another environment."""
     script = "import sys, slmopt; slmopt.open(sys.argv[1]).session().prefill([5]); print('runs')"
     command = [sys.executable, "-c", script, str(artifact)]
-    import os
-
     found = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     return found.stdout + found.stderr
 
@@ -169,6 +169,39 @@ def test_cuda_compiles_what_opencl_runs(quantized: Module, tmp_path: Path) -> No
     if not CUDA.devices():
         with pytest.raises(slmopt.errors.ArtifactError, match=r"libcuda\.so\.1|no CUDA device"):
             slmopt.open(found)
+
+
+_FEED = """
+import ctypes, sys, numpy, slmopt
+ids, cuts = eval(sys.argv[2]), eval(sys.argv[3])
+with slmopt.open(sys.argv[1]) as model, model.session() as first, model.session() as second:
+    parts = [first.logits(ids[start:stop]) for start, stop in zip([0, *cuts], [*cuts, len(ids)])]
+    second.prefill(ids)
+    parts.append(second.last_logits()[None])
+    numpy.save(sys.argv[4], numpy.concatenate(parts))
+driver = ctypes.CDLL("libcuda.so.1")
+print("left", driver.stand_in_allocations(), driver.stand_in_contexts())
+"""
+
+
+@needs_nvcc
+@pytest.mark.parametrize("kind", ["f32", "q4"])
+def test_the_cuda_program_with_a_driver_that_runs_on_the_processor(
+    kind: str, quantized: Module, tmp_path: Path
+) -> None:
+    """The same kernels, launched by the same library, where only the driver is another: it also checks the calls."""
+    module = quantized if kind == "q4" else rewritten(raised(tmp_path, "gemma2"), [])
+    artifact = build(CUDA, module, tmp_path / "artifact")
+    driver = make_stand_in(artifact, tmp_path / "driver")
+    ids, found = IDS[0, :24].tolist(), tmp_path / "found.npy"
+    command = [sys.executable, "-c", _FEED, str(artifact), str(ids), "[17, 18]", str(found)]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "SLM_DEVICE": "stand"}
+    said = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert said.stdout == "left 0 0\n", said.stderr
+    with torch.no_grad():
+        expected = forward(module, IDS[:, :24])[0].numpy()
+    error = np.abs(np.load(found) - expected[[*range(24), 23]]).max(-1) / np.abs(expected).max()
+    assert np.median(error) < 1e-4 and error.max() < (TOLERANCE if kind == "f32" else 0.02), error
 
 
 @needs_cuda
