@@ -11,7 +11,7 @@ typedef struct cu_object *cu; /* contexts, modules, functions, streams */
 typedef uint64_t cu_pointer;
 
 #define NAME_BYTES 128
-#define MOST_ARGUMENTS 64
+#define MOST_ARGUMENTS 512
 #define NO_BINARY 209 /* CUDA_ERROR_NO_BINARY_FOR_GPU */
 
 /* FUNCTION(name, symbol, parameters) of all that is called; each returns an error code. */
