@@ -49,7 +49,7 @@ def sample_calibration(
     if tokens < 2 or not temperature > 0:
         raise InputError("sampled text needs 2 tokens or more and a positive temperature, got "
                          f"{tokens} tokens and temperature {temperature:g}")  # fmt: skip
-    sampler = _Sampler(module, seed, temperature, _longest(module, context))
+    sampler = _Sampler(module, _derive(module), seed, temperature, _longest(module, context))
     most = sampler.fitting() if batch is None else max(1, batch)
     documents: list[tuple[int, ...]] = []
     found = 0
@@ -85,11 +85,10 @@ def _derive(module: Module) -> Graph:
 class _Sampler:
     """Draws documents, in order: document i uses the i-th `context` numbers of one random stream."""
 
-    def __init__(self, module: Module, seed: int, temperature: float, context: int) -> None:
+    def __init__(self, module: Module, step: Graph, seed: int, temperature: float, context: int) -> None:
         import torch
 
-        self.module, self.temperature, self.context = module, temperature, context
-        self.step = _derive(module)
+        self.module, self.step, self.temperature, self.context = module, step, temperature, context
         self.begin: int | None = module.metadata.get("bos_token_id")
         self.ends = frozenset(module.metadata.get("eos_token_ids", ()))
         self.random = torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["round_with_feedback"]
 
+_SLAB = 1 << 22  # elements rounded at a time, each of them in float64
 _COLUMNS = 128  # whose errors reach the columns behind them at once, as one product of matrices
 
 
@@ -39,8 +40,27 @@ def round_with_feedback(
     activity = moments.diagonal()
     order = torch.argsort(activity, descending=True, stable=True) if by_activity else torch.arange(columns)
     factor = _inverse_factor(moments[order][:, order], damping)
-    grid = _Grid(weight, type, search)
-    if by_activity or type.group is None:
+    step = max(1, _SLAB // max(columns, 1))
+    slabs = [
+        _round_rows(weight[start : start + step], factor, order, type, search, beforehand=by_activity)
+        for start in range(0, len(weight), step)
+    ]
+    minima = [slab.minimum for slab in slabs if slab.minimum is not None]
+    return QuantizedTensor(
+        type, torch.cat([slab.codes for slab in slabs]), torch.cat([slab.scales for slab in slabs]),
+        torch.cat(minima) if minima else None,
+    )  # fmt: skip
+
+
+def _round_rows(
+    weight: torch.Tensor, factor: torch.Tensor, order: torch.Tensor, type: QuantizedType, search: bool, *,
+    beforehand: bool,
+) -> QuantizedTensor:  # fmt: skip
+    """Codes of some rows: no row has a say in another."""
+    import torch
+
+    columns, grid = weight.shape[1], _Grid(weight, type, search)
+    if beforehand or type.group is None:
         grid.choose_all(weight)
     left = weight.double()[:, order]
     step = _COLUMNS if type.group is None else max(_COLUMNS // type.group, 1) * type.group
