@@ -110,8 +110,9 @@ class Pass:
     requires: facts about the module that must hold before it runs. follows: facts that must hold before it runs where
     any pass of the pipeline establishes them, because what it looks for comes with them. ensures: facts that hold
     afterwards. breaks: facts that no longer hold where it changed anything.
-    calibrated: it cannot run without `context.calibration`. compares: it looks at `context.original`. unties: it may
-    give ops that read one weight several.
+    calibrated: it cannot run without `context.calibration`. compares: it looks at `context.original`. mends: it wins
+    back what lossy passes before it lost, so that the budget is looked at after it and not before. unties: it may give
+    ops that read one weight several.
     Claims that `slmopt.testing.check_pass` proves: idempotent: it finds nothing in its own result. loss_bound: of a
     lossy pass, the largest change of any output, relative to its largest number.
     """
@@ -124,6 +125,7 @@ class Pass:
     breaks: ClassVar[frozenset[str]] = frozenset()
     calibrated: ClassVar[bool] = False
     compares: ClassVar[bool] = False
+    mends: ClassVar[bool] = False
     unties: ClassVar[bool] = False
     idempotent: ClassVar[bool] = False
     loss_bound: ClassVar[float | None] = None
@@ -231,8 +233,9 @@ class Pipeline:
             for observer in self.observers:
                 observer.before_pass(item, module)
             before, baseline = Snapshot(module, texts, before), copy(ledger.baseline)
+            final = not any(other.mends for other in self.passes[index + 1 :])
             try:
-                row, texts = _run_pass(item, module, context, before, verification, ledger)
+                row, texts = _run_pass(item, module, context, before, verification, ledger, final)
             except BaseException as error:
                 if changes := before.describe_changes(module):
                     error.add_note(f"what the pass {item.name} had done, before it was undone:\n{changes}")
@@ -255,9 +258,10 @@ def _branch(module: Module) -> Module:
 
 
 def _run_pass(
-    item: Pass, module: Module, context: Context, before: Snapshot, verification: Verification | None, ledger: Ledger
+    item: Pass, module: Module, context: Context, before: Snapshot, verification: Verification | None, ledger: Ledger,
+    final: bool,
 ) -> tuple[Row, dict[str, str]]:  # fmt: skip
-    """Run and check one pass; gives its row and the texts of the graphs after it."""
+    """Run and check one pass; gives its row and the texts of the graphs after it. `final`: no pass mends after it."""
     from slmopt.options import describe_pass
 
     name = describe_pass(item)
@@ -282,7 +286,9 @@ def _run_pass(
     check_ties(item, before.module, module, changed)
     _set_facts(item, module, bool(report))
     try:
-        drift, perplexity = verification.check(item, before.module, module, changed) if verification else (None, None)
+        drift, perplexity = (None, None) if verification is None else verification.check(
+            item, before.module, module, changed, final=final
+        )  # fmt: skip
     except Exception as error:
         error.add_note(f"while checking the pass {name}")
         raise

@@ -110,6 +110,29 @@ def test_the_budget_is_enforced_and_names_the_pass() -> None:
     assert first is not None and first == same and last is not None and last > 1.03 * first
 
 
+@dataclass(frozen=True)
+class Mending(PlantedLossy):
+    """logits -> logits * (1 + drift), as a pass that wins back what was lost."""
+
+    name: ClassVar[str] = "mending"
+    mends: ClassVar[bool] = True
+
+
+def test_the_budget_waits_for_a_pass_that_mends() -> None:
+    rows = Pipeline([PlantedLossy(1.0), Mending(-0.5)], Budget(0.03)).run(toy_model(), Context(calibration=TEXT)).rows
+    first, worse, last = (row.perplexity or 0.0 for row in rows)
+    assert worse > 1.03 * first > 0
+    assert last == pytest.approx(first, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("passes", "guilty"), [([PlantedLossy(1.0), Mending(-0.1)], "mending"), ([Mending(), PlantedLossy(1.0)], "planted")]
+)
+def test_what_is_not_mended_leaves_the_budget(passes: list[Pass], guilty: str) -> None:
+    with pytest.raises(ContractError, match=f"pass {guilty}[-a-z]* leaves the budget"):
+        Pipeline(passes, Budget(0.03)).run(toy_model(), Context(calibration=TEXT))
+
+
 def test_an_order_that_breaks_a_requirement_names_both_before_anything_runs() -> None:
     ran: list[str] = []
     makes = pass_of(lambda module: ran.append("makes"), name="makes", ensures=frozenset({"made"}))

@@ -44,6 +44,7 @@ class Heal(Pass):
     follows: ClassVar[frozenset[str]] = frozenset({"raised"})
     ensures: ClassVar[frozenset[str]] = frozenset({"healed"})
     compares: ClassVar[bool] = True
+    mends: ClassVar[bool] = True
 
     tokens: int = option(500_000, minimum=1, help="to train on, repeated ones included")
     loss: str = option("kl", choices=LOSSES, help="kl: KL(teacher || student); reverse-kl: KL(student || teacher); js: "
@@ -85,6 +86,9 @@ class Heal(Pass):
             frozen = f" (@{parameters.frozen[0]} and others are frozen)" if parameters.frozen else ""
             raise UnsupportedError(f"heal finds no float weights to train in @{module.name}{frozen}: "
                                    "put it before quantization")  # fmt: skip
+        if parameters.frozen:
+            named = ", ".join(f"@{key}" for key in parameters.frozen)
+            context.report(f"heal: these weights are not trained, they hold integers, codes or masks: {named}", 0.0)
         texts = self._find_texts(teacher, context)
         if not context.permits("heal", next(iter(parameters.trained.values())).users[0]):
             return {}
@@ -100,7 +104,7 @@ class Heal(Pass):
         from slmopt.passes.heal.texts import Texts, split_documents
 
         given = context.calibration.documents if context.calibration is not None else ()
-        wanted = self.tokens // 4 if self.sampled is None else self.sampled
+        wanted = max(2, self.tokens // 4) if self.sampled is None else self.sampled
         if not given and not wanted:
             raise InputError("heal{sampled=0} trains on calibration text and none is given: give one with --text")
         sampled = self._sample(teacher, wanted, context) if wanted else ()
