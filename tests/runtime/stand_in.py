@@ -46,13 +46,15 @@ def program_flags(weights_hash: str, weights_size: int) -> list[str]:
     return [f'-DWEIGHTS_HASH="{weights_hash}"', f"-DWEIGHTS_BYTES={weights_size}"]
 
 
-def build_driver(output: Path, weights_hash: str, weights_size: int, flags: Sequence[str]) -> Path:
+def build_driver(
+    output: Path, weights_hash: str, weights_size: int, flags: Sequence[str], compiler: Sequence[str] | None = None
+) -> Path:
     """driver.c, program.c and the runtime's C files as one executable; every warning is an error."""
     sources = [HERE / "driver.c", HERE / "program.c", *runtime_sources()]
     warnings = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
     include = f"-I{runtime_directory()}"
     define = program_flags(weights_hash, weights_size)
-    command = [*c_compiler(), *warnings, "-g", "-O1", include, *define, *flags, *map(str, sources)]
+    command = [*(compiler or c_compiler()), *warnings, "-g", "-O1", include, *define, *flags, *map(str, sources)]
     subprocess.run([*command, "-lm", "-lpthread", "-o", str(output)], check=True)
     return output
 

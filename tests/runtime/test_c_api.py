@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from slmopt.artifact import WEIGHTS_HEADER, verify_weights
+from slmopt.cross import require_compiler
+from slmopt.emulation import find_runner
 from slmopt.link import c_compiler
+from tests.emulators import MACHINE, needs_emulator
 
 from .stand_in import BOS, HERE, build_driver, expected_greedy
 
@@ -50,6 +53,19 @@ def drive(executable: Path, check: str, artifact: Path) -> str:
 @pytest.mark.parametrize("check", ["equal", "errors", "parallel", "busy", "generate"])
 def test_holds_under_sanitizers(driver: Driver, stand_in: Path, build: str, check: str) -> None:
     drive(driver(build), check, stand_in)
+
+
+@needs_emulator
+def test_holds_on_another_machine(stand_in: Path, tmp_path: Path) -> None:
+    size = (stand_in / "weights.bin").stat().st_size - WEIGHTS_HEADER
+    compiler = require_compiler(MACHINE)
+    features = '-DFEATURES=(const char*[]){"asimd","asimddp",0}'
+    built = build_driver(tmp_path / "driver", verify_weights(stand_in), size, ["-O2", features], compiler)
+    runner = find_runner(MACHINE) or []
+    for check in ("open", "equal", "errors", "parallel", "busy", "generate"):
+        command = [*runner, str(built), check, str(stand_in)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, (check, result.stderr)
 
 
 @pytest.mark.parametrize("check", ["idle", "fork", "threads"])
