@@ -19,7 +19,7 @@ __all__ = ["cut_units", "left_of"]
 def cut_units(module: Module, group: Group, cut: frozenset[int], instead: Mapping[str, Weight] | None = None) -> None:
     """Cut units of a group out of every graph of a module.
 
-    `instead` gives weights that are cut already, such as refitted ones, by the key of the weight that they replace.
+    `instead` gives weights to read instead of others, by key: such as are cut already, and refitted.
     """
     left = {axis: group.kept(axis, cut) for axis in group.places}
     weights = dict(instead or {})
@@ -28,9 +28,11 @@ def cut_units(module: Module, group: Group, cut: frozenset[int], instead: Mappin
             value.type = _type(value.type, value, left)
         for op in graph.walk():
             for index, operand in enumerate(op.operands):
-                if isinstance(operand, Weight) and any(axis in left for axis in _axes(operand)):
-                    if operand.key not in weights:
-                        weights[operand.key] = left_of(module, operand, left)
+                if not isinstance(operand, Weight):
+                    continue
+                if operand.key not in weights and any(axis in left for axis in _axes(operand)):
+                    weights[operand.key] = left_of(module, operand, left)
+                if operand.key in weights:
                     op.set_operand(index, weights[operand.key])
         _resize(graph, left)
 

@@ -57,8 +57,9 @@ class DropLayers(Pass):
             raise UnsupportedError("drop-layers: the module has @step already, which would keep the layers: put "
                                    "drop-layers before the pass that derives @step")  # fmt: skip
         influence = _measure_influence(module, live, found, context)
+        chosen = sorted(found, key=lambda number: (influence[number], number))[: self.count]
         dropped = 0
-        for number in sorted(found, key=lambda number: (influence[number], number))[: self.count]:
+        for number in sorted(chosen, reverse=True):  # what a layer reads is there, as no layer before it has gone
             last = _last_op(module.graph(), found[number])
             if context.permits("dropped", last):
                 _leave_out(module.graph(), found[number], last)
