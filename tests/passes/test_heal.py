@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -215,6 +218,32 @@ def test_a_healing_that_was_killed_goes_on(steps: int, tmp_path: Path, monkeypat
     assert_same(healed(Heal(**SMALL), report=lambda what, share: seen.append(what)), whole)
     assert len([what for what in seen if what.startswith("heal: loss")]) == count - (steps - 1)
     assert not [path for path in (tmp_path / "parts" / "heal").rglob("*") if path.is_file()]
+
+
+KILLED = """
+import os, signal
+from slmopt.passes.heal import training
+from tests.passes.test_heal import SMALL, Heal, healed
+
+training._SAVED_EVERY = 0.0
+def stop(what, share):
+    if what.startswith("heal: loss") and share > 0.5:
+        os.kill(os.getpid(), signal.SIGKILL)
+healed(Heal(**SMALL), report=stop)
+"""
+
+
+def test_a_process_that_was_killed_leaves_what_another_goes_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = healed(Heal(**SMALL))
+    monkeypatch.setenv("SLMOPT_CACHE", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [path for path in (tmp_path / "heal").rglob("*") if path.is_file()]
+    seen: list[tuple[str, float]] = []
+    assert_same(healed(Heal(**SMALL), report=lambda what, share: seen.append((what, share))), whole)
+    assert min(share for what, share in seen if what.startswith("heal: loss")) > 0.5
 
 
 def test_an_interrupted_module_is_as_it_was() -> None:
