@@ -130,7 +130,7 @@ def find_inner(module: Module, kind: Kind, layers: Layers, what: str) -> list[In
             reasons.append(f"{what} that {readers[0].describe()} sums over cannot be cut: {reason}")
             if not everywhere:
                 raise UnsupportedError(reasons[-1])
-        elif group.units > 1:
+        else:
             found.append(Inner(group, tuple(readers), own))
     if reasons and not found:
         raise UnsupportedError(reasons[0])

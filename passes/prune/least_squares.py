@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "choose_units", "refit"]
 
+_LEAST = 1e-10  # of damping: inputs that are always 0, or always the same, would be divided by
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -37,7 +39,7 @@ def damped(moments: torch.Tensor, damping: float) -> torch.Tensor:
     import torch
 
     scale = moments.diagonal().mean().clamp(min=1e-30)
-    return moments + torch.eye(len(moments), dtype=moments.dtype) * (scale * damping)
+    return moments + torch.eye(len(moments), dtype=moments.dtype) * (scale * max(damping, _LEAST))
 
 
 def choose_units(fits: Sequence[Fit], units: int, count: int, damping: float, *, refitted: bool = True) -> list[int]:
@@ -48,10 +50,11 @@ def choose_units(fits: Sequence[Fit], units: int, count: int, damping: float, *,
         costs = sum((_plain_costs(fit, units) for fit in fits), start=torch.zeros(units, dtype=torch.float64))
         return sorted(costs.argsort(stable=True)[:count].tolist())
     states = [_Elimination(fit, units, damping) for fit in fits]
-    left, chosen = list(range(units)), []
+    chosen: list[int] = []
     for _ in range(count):
-        costs = sum((state.costs(left) for state in states), start=torch.zeros(len(left), dtype=torch.float64))
-        least = left.pop(int(costs.argmin()))
+        costs = sum((state.costs(chosen) for state in states), start=torch.zeros(units, dtype=torch.float64))
+        costs[chosen] = float("inf")
+        least = int(costs.argmin())
         chosen.append(least)
         for state in states:
             state.take_out(least)
@@ -79,16 +82,18 @@ class _Elimination:
         self.weight = fit.weight.clone()
         self.inverse = torch.linalg.inv(damped(fit.moments, damping))
         self.columns = [torch.tensor([i for i, u in enumerate(fit.units) if u == unit]) for unit in range(units)]
-        self.single = all(len(own) == 1 for own in self.columns)
+        self.single = torch.cat(self.columns) if all(len(own) == 1 for own in self.columns) else None
 
-    def costs(self, units: Sequence[int]) -> torch.Tensor:
+    def costs(self, gone: Sequence[int]) -> torch.Tensor:
+        """What taking out each unit costs now; of those that are gone, nothing that counts."""
         import torch
 
-        if self.single:
-            own = torch.cat([self.columns[unit] for unit in units])
-            found: torch.Tensor = self.weight[:, own].square().sum(0) / self.inverse.diagonal()[own]
+        if self.single is not None:
+            found: torch.Tensor = (self.weight.square().sum(0) / self.inverse.diagonal())[self.single]
             return found
-        return torch.tensor([self._cost(self.columns[unit]) for unit in units], dtype=torch.float64)
+        without = set(gone)
+        costs = [0.0 if unit in without else self._cost(own) for unit, own in enumerate(self.columns)]
+        return torch.tensor(costs, dtype=torch.float64)
 
     def _cost(self, own: torch.Tensor) -> float:
         import torch

@@ -45,7 +45,7 @@ class PruneHeads(Pass):
             if inner.group.units <= self.groups:
                 raise UnsupportedError(
                     f"prune-heads: the attention that {inner.readers[0].describe()} sums over has {inner.group.units} "
-                    f"groups of heads: {self.groups} of them cannot be cut; choose fewer, or other layers"
+                    f"groups of heads: {self.groups} cannot be cut, as one must be left; choose fewer, or other layers"
                 )
         for inner in found:
             if context.permits("pruned", inner.readers[0]):

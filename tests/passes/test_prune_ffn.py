@@ -11,6 +11,7 @@ from slmopt.calibrate import tokenize_documents
 from slmopt.errors import ContractError, InputError, UnsupportedError
 from slmopt.ir.weights import watch_loads
 from slmopt.layers import Layers
+from slmopt.passes.fuse.fuse import Fuse
 from slmopt.passes.prune.prune_ffn import PruneFFN
 from slmopt.passes.quantize.round_to_nearest import Quantize
 from slmopt.pipeline import Context, Pipeline
@@ -86,6 +87,25 @@ PLAIN = """
     %a = gelu(%u) {approximate = true} : f32[b, s, 8]
     %d = linear(%a, weight @d : f32[6, 8]) : f32[b, s, 6]
     %y = add(%x, %d) : f32[b, s, 6]"""
+
+
+def test_inputs_that_are_always_0_are_no_trouble() -> None:
+    weights = silent(0)
+    weights["g"][1] = 0.0
+    module = toy_model(GATED, 6, weights=weights)
+    found, changes = apply_on_text(module, PruneFFN(0.5, damping=0.0))
+    assert changes == {"pruned": 1, "channels": 2}
+    assert error_on_text(found, module) < 1e-6
+
+
+def test_what_is_fused_already_is_pruned_too() -> None:
+    """Gate and up are one projection, and what they are added to is part of the last."""
+    module = toy_model(GATED, 6)
+    found, changes = apply_on_text(module, Fuse(), PruneFFN())
+    assert changes == {"pruned": 1, "channels": 1}
+    assert [op.name for op in found.graph().walk()] == ["embedding", "linear", "slice", "slice", "glu", "linear",
+                                                        "linear"]  # fmt: skip
+    assert error_on_text(found, apply_on_text(module, PruneFFN())[0]) < 1e-5
 
 
 def test_compensation_and_its_choice_lower_the_error() -> None:

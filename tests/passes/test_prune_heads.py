@@ -9,7 +9,10 @@ import torch
 
 from slmopt.calibrate import tokenize_documents
 from slmopt.errors import ContractError, InputError, UnsupportedError
+from slmopt.interpreter import forward, step_through
 from slmopt.layers import Layers
+from slmopt.passes.fuse.fuse import Fuse
+from slmopt.passes.incrementalize import Incrementalize
 from slmopt.passes.prune.prune_heads import PruneHeads
 from slmopt.pipeline import Context, Pipeline
 from tests.passes.calibrated import apply_on_text, error_on_text, toy_model
@@ -108,9 +111,26 @@ def test_queries_of_one_head_of_keys_go_one_by_one() -> None:
     assert [found.graph().value(name).shape[1] for name in ("a", "kp", "vp")] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("body", [
+    GROUPED, JOINED, GROUPED.replace('{scale = 0.5}', '{scale = 0.5, window = 4, sink = 1}'),
+    GROUPED.replace(", _, _, weight @slopes : f32[4]", "").replace("= attention", "= linear_attention").replace(
+        "{scale = 0.5} ", ""),
+])  # fmt: skip
+def test_a_step_that_is_there_loses_the_same_heads(body: str) -> None:
+    module = toy_model(body, 6)
+    found, _ = apply_on_text(module, Fuse(), Incrementalize(), PruneHeads())
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
+    expected = forward(found, ids)
+    assert torch.allclose(step_through(found, ids, [1, 4, 5]), expected, rtol=0, atol=1e-5)
+    earlier, _ = apply_on_text(module, PruneHeads())
+    assert torch.allclose(forward(earlier, ids), expected, rtol=0, atol=1e-4)
+    sizes = {value.name: value.shape[1] for value in found.graph("step").inputs[2:]}
+    assert set(sizes.values()) == {1 if "weight @k " in body else 2}
+
+
 def test_more_heads_than_there_are_cannot_be_cut() -> None:
     with pytest.raises(UnsupportedError, match="prune-heads: the attention that %o = linear sums over has 2 groups of "
-                                               "heads: 2 of them cannot be cut"):  # fmt: skip
+                                               "heads: 2 cannot be cut, as one must be left"):  # fmt: skip
         apply_on_text(toy_model(GROUPED, 6), PruneHeads(2))
 
 
