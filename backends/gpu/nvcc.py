@@ -17,7 +17,7 @@ from slmopt.errors import ArtifactError, InputError
 __all__ = ["DEFAULT_ARCHITECTURES", "NVCC_PACKAGES", "compile_cuda", "find_nvcc", "parse_architectures"]
 
 DEFAULT_ARCHITECTURES = ("sm_80",)
-NVCC_PACKAGES = ("nvidia-cuda-nvcc, nvidia-cuda-runtime and nvidia-cuda-cccl (pip) or NVIDIA's CUDA toolkit",)
+NVCC_PACKAGES = ("slmopt[cuda] (pip) or NVIDIA's CUDA toolkit",)
 _MESSAGE_LINES = 20
 
 

@@ -1,5 +1,6 @@
 /* The driver for CUDA, through the driver's own library alone: no toolkit is needed where a model runs. Its declarations are
- * its own, so that a library is compiled without CUDA's headers and loads where there is no CUDA; opening a model then says so. */
+ * its own, so that a library is compiled without CUDA's headers and loads where there is no CUDA; opening a model then says
+ * so. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -206,7 +207,8 @@ int32_t slm_queue_launch(slm_queue *queue, int32_t kernel, int32_t groups, const
   int32_t numbers[MOST_ARGUMENTS];
   void *given[2 * MOST_ARGUMENTS + 1];
   int32_t used = 0;
-  if (count > MOST_ARGUMENTS) return slm_fail("%s has %d parameters, more than %d", described->name, (int)count, MOST_ARGUMENTS);
+  if (count > MOST_ARGUMENTS)
+    return slm_fail("%s has %d parameters, more than %d", described->name, (int)count, MOST_ARGUMENTS);
   for (int32_t i = 0; i < count; i++) {
     if (arguments[i].kind == SLM_NUMBER) {
       numbers[i] = (int32_t)arguments[i].value;
@@ -238,7 +240,8 @@ static int32_t begin(slm_queue *queue) {
 
 int32_t slm_queue_clear(slm_queue *queue, int32_t space) {
   if (begin(queue) != 0) return -1;
-  return finish(queue, queue->device->fill(queue->buffers[space], 0, (size_t)queue->bytes[space], queue->stream), "clear a buffer");
+  int code = queue->device->fill(queue->buffers[space], 0, (size_t)queue->bytes[space], queue->stream);
+  return finish(queue, code, "clear a buffer");
 }
 
 int32_t slm_queue_write(slm_queue *queue, int32_t space, const void *data, uint64_t bytes) {

@@ -50,7 +50,7 @@ slm_team *slm_team_open(const slm_model *model, int32_t threads) {
 
 int32_t slm_team_run(slm_team *team, const slm_frame *frame) {
   if (team->process != getpid())
-    return slm_fail("the session was opened before fork(), and a device's driver does not survive that: open one in this process");
+    return slm_fail("the session was opened before fork(), which a device's driver does not survive: open one in this process");
   uint64_t row = (uint64_t)team->program->vocab * sizeof(float), first = (uint64_t)frame->first_logit;
   uint64_t rows = (uint64_t)frame->tokens - first;
   if (frame->position == 0 && slm_queue_clear(team->queue, SLM_STATE) != 0) return -1;

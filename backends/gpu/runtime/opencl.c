@@ -12,6 +12,7 @@ typedef struct cl_object *cl; /* platforms, devices, contexts, queues, memory, p
 #define DEVICE_TYPE_ALL 0xFFFFFFFFu
 #define DEVICE_TYPE_CPU 2u
 #define DEVICE_TYPE 0x1000
+#define DEVICE_MAX_GROUP 0x1004
 #define DEVICE_MAX_ALLOCATION 0x1010
 #define DEVICE_SINGLE_CONFIG 0x101B
 #define DEVICE_NAME 0x102B
@@ -109,7 +110,8 @@ static int32_t choose_device(slm_device *device) {
   char all[512] = "", name[NAME_BYTES];
   const char *wanted = slm_wanted_device();
   int32_t count = list_devices(device, found), chosen = -1;
-  if (count == 0) return slm_fail("there is no OpenCL device: install its driver (Debian: pocl-opencl-icd computes on the processor)");
+  if (count == 0)
+    return slm_fail("there is no OpenCL device: install its driver (Debian: pocl-opencl-icd computes on the processor)");
   for (int32_t i = 0; i < count; i++) {
     name_device(device, found[i], name);
     size_t length = strlen(all);
@@ -141,7 +143,12 @@ static int32_t build(slm_device *device) {
 static int32_t open_device(slm_device *device, const uint8_t *weights, uint64_t bytes) {
   int32_t code = 0;
   if (load(device) != 0 || choose_device(device) != 0) return -1;
-  uint64_t most = ask(device, device->device, DEVICE_MAX_ALLOCATION);
+  uint64_t most = ask(device, device->device, DEVICE_MAX_GROUP);
+  for (int32_t i = 0; i < device->code->kernel_count; i++)
+    if ((uint64_t)device->code->kernels[i].threads > most)
+      return slm_fail("%s has groups of %llu threads, and %s needs %d", device->name, (unsigned long long)most,
+                      device->code->kernels[i].name, (int)device->code->kernels[i].threads);
+  most = ask(device, device->device, DEVICE_MAX_ALLOCATION);
   if (bytes > most)
     return slm_fail("the weights take %llu bytes, and %s allocates at most %llu at once", (unsigned long long)bytes,
                     device->name, (unsigned long long)most);

@@ -47,7 +47,8 @@ SLM_API void slm_close(slm_model *model);
 SLM_API int32_t slm_vocab_size(const slm_model *model);
 SLM_API int32_t slm_context_length(const slm_model *model);
 
-/* Opens a session that computes with `threads` threads, the caller's included; 0: one per usable core. Idle threads sleep. */
+/* Opens a session that computes with `threads` threads, the caller's included; 0: one per usable core. Idle threads sleep.
+ * A library for a device takes any number: the device has threads of its own. */
 SLM_API slm_session *slm_session_open(slm_model *model, int32_t threads);
 SLM_API void slm_session_close(slm_session *session);
 
