@@ -80,9 +80,15 @@ class Processor:
                    *([] if native else emulator_packages(self.machine))]  # fmt: skip
         return {
             "compile": compiler is not None, "compiler": None if compiler is None else " ".join(compiler),
-            "run": native, "emulate": None if runner is None else " ".join(runner), "isa": self.isas.detect().name,
+            "run": native, "emulate": None if runner is None else " ".join(runner), "isa": self._detected(),
             "isas": self.isas.names(), "install": install,
         }  # fmt: skip
+
+    def _detected(self) -> str | None:
+        try:
+            return self.isas.detect().name
+        except InputError:
+            return None
 
     def choose_isa(self, target: Target) -> Isa:
         """The instruction set that a target names; else the best that its named processor has, or this machine."""

@@ -11,6 +11,7 @@ import torch
 
 import slmopt
 from slmopt.backends.arm.backend import ArmBackend
+from slmopt.backends.cpu.backend import CpuBackend
 from slmopt.backends.tvm.isa import Isas, read_isa
 from slmopt.cross import host_machine
 from slmopt.emulation import library_machine, runner_logits
@@ -50,6 +51,31 @@ def test_the_sets_of_a_machine_are_its_own() -> None:
 def test_elsewhere_the_usual_set_is_compiled_for() -> None:
     assert choose("arm").name == "neon-dot"
     assert ARM.status()["isa"] == "neon-dot" and not ARM.status()["run"]
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ("fp asimd evtstrm crc32 cpuid", "neon"),  # Cortex-A72
+        ("fp asimd fphp asimdhp asimddp", "neon-dot"),
+        ("fp asimd fphp asimdhp asimddp sve bf16", "neon-bf16"),
+        ("fp", None),
+    ],
+)
+def test_on_such_a_machine_it_gets_what_it_has(
+    features: str, expected: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {features}\nCPU part\t: 0xd08\n")
+    monkeypatch.setattr("slmopt.backends.tvm.isa._CPU_INFO", tmp_path / "cpuinfo")
+    for place in ("slmopt.backends.tvm.isa", "slmopt.backends.tvm.processor", "slmopt.cross"):
+        monkeypatch.setattr(f"{place}.host_machine", lambda: "aarch64")
+    status = ARM.status()
+    assert status["run"] and status["isa"] == expected and status["install"] == [] and status["emulate"] is None
+    if expected is None:
+        with pytest.raises(InputError, match=r"none of the instruction sets on offer \(neon-bf16, neon-dot, neon\)"):
+            choose("arm")
+    other = CpuBackend(BUILTIN).status()
+    assert not other["run"] and other["isa"] == "avx2"  # for which this machine compiles
 
 
 @pytest.mark.parametrize(
