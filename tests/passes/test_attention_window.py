@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from slmopt.errors import InputError, IRError, UnsupportedError
 from slmopt.interpreter import forward, initial_states, run, step_through
 from slmopt.ir.text import parse_module
+from slmopt.ir.verify import verify
 from slmopt.layers import Layers
 from slmopt.options import build_pass, describe_pass
 from slmopt.passes.attention.attention_window import AttentionWindow
@@ -126,6 +127,19 @@ def test_a_step_that_was_derived_before_is_an_error() -> None:
     with pytest.raises(UnsupportedError, match="put attention-window before incrementalize"):
         AttentionWindow().run(module, None)  # type: ignore[arg-type]
     assert Pipeline([AttentionWindow(), Incrementalize()]).run(toy(attention(), 0, IDS)).rows[-1].changed["state"] == 2
+
+
+def test_attention_that_cannot_be_is_an_error() -> None:
+    for options, message in (
+        (", sink = 2", "there is no window"), (", window = 3, sink = 0", "sink must be none or a positive number"),
+        (", ring = true", "a ring holds the keys of a causal window"),
+        (', window = 3, mask = "full", ring = true', "a ring holds the keys of a causal window"),
+    ):  # fmt: skip
+        with pytest.raises(IRError, match=message):
+            verify(toy(plain(options), signature=QKV))
+    cached = "%c: f32[1, 2, 9, 8], %x: f32[1, 2, 4, 8], %p: i64[]"
+    with pytest.raises(IRError, match="a step of 4 tokens, window = 6, sink = 1 needs a ring of 10 slots"):
+        verify(toy("%n = cache_update(%c, %x, %p) {window = 6, sink = 1} : f32[1, 2, 9, 8]\nreturn %n", 0, cached))
 
 
 # --- the ring --------------------------------------------------------------------------------------------------------
