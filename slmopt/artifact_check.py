@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slmopt.artifact import read_manifest
+from slmopt.artifact import read_manifest, verify_weights
 from slmopt.cross import host_machine
 from slmopt.emulation import find_runner, library_machine, runner_logits
 from slmopt.errors import ArtifactError, InputError
@@ -32,10 +32,11 @@ def check_artifact(
     `runner` is the command of an emulator, where this machine does not run the program. `expectation` stands in for
     the one that the artifact carries. `tokens` cuts greedy sequences; `tolerance`, relative to the largest logit,
     stands in for the expectation's. InputError where there is nothing to compare with, or the program does not run
-    here; ArtifactError where it fails.
+    here; ArtifactError where it fails, or its weights are not those that were written.
     """
     path = Path(artifact)
-    read_manifest(path)
+    if (path / str(read_manifest(path).get("weights"))).is_file():
+        verify_weights(path)
     found = expectation or read_expectation(path)
     allowed = found.tolerance if tolerance is None else tolerance
     agreements = []

@@ -153,6 +153,16 @@ def test_what_cannot_be_compared_is_said(native: Path, tmp_path: Path) -> None:
         check_artifact(tmp_path)
 
 
+def test_damaged_weights_are_found(native: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(native, damaged)
+    content = bytearray((damaged / "weights.bin").read_bytes())
+    content[-1] ^= 1  # of the padding: no number shows it
+    (damaged / "weights.bin").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"its content does not match the hash"):
+        check_artifact(damaged)
+
+
 def test_a_runner_that_is_none(native: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the runner 'qemu-nothing' was not found"):
         check_artifact(native, runner="qemu-nothing -L /nowhere")

@@ -40,8 +40,8 @@ def known_attributes(triple: str, cpu: str, names: Iterable[str]) -> set[str]:
     """Which of LLVM's attributes a named processor has; InputError where LLVM does not know it."""
     import tvm
 
+    _check_cpu(tvm.target.Target({"kind": "llvm", "mtriple": triple}), cpu, triple.partition("-")[0])
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
-    _check_cpu(target, cpu, f"machine {triple.partition('-')[0]}")
     has = tvm.get_global_func("target.llvm_cpu_has_feature")
     return {name for name in names if has(name, target)}
 

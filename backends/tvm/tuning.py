@@ -64,7 +64,7 @@ def tune(module: Module, isa: Isa, rounds: int, report: BuildReport) -> str:
     """
     if missing := missing_flags(isa):
         raise InputError(f"instruction set {isa.name} cannot be measured here: this processor has no "
-                         f"{', '.join(missing)}; tune on one that has, or name another: cpu:isa=NAME")  # fmt: skip
+                         f"{', '.join(missing)}; tune on one that has, or name another: isa=NAME")  # fmt: skip
     shapes, entries = find_shapes(module), []
     for index, shape in enumerate(shapes):
         report("tune", index, len(shapes))
