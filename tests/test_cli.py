@@ -230,7 +230,7 @@ def test_passes_shows_options_and_rewrites(capsys: pytest.CaptureFixture[str]) -
 def test_recipes_shows_passes_and_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "--json"]) == 0
     found = {item["name"]: item for item in json.loads(capsys.readouterr().out)}
-    assert list(found) == ["f32", "f16", "w8", "w4", "w4-kv8"]
+    assert list(found) == ["f32", "f16", "w8", "w4", "w4-gptq", "w4-kv8"]
     assert found["f32"]["perplexity"] is None and found["w8"]["perplexity"] == pytest.approx(1.0)
     assert "quantize{bits=8}" in found["w8"]["passes"]
     assert main(["recipes", "w4"]) == 0

@@ -147,7 +147,7 @@ def test_facts_that_a_pass_breaks_leave_the_module_where_it_changed_something() 
     assert module.metadata["facts"] == ["lifted"]  # it lowered nothing
 
 
-@pytest.mark.parametrize("name", ["f32", "f16", "w8", "w4", "w4-kv8"])
+@pytest.mark.parametrize("name", ["f32", "f16", "w8", "w4", "w4-gptq", "w4-kv8"])
 def test_presets_are_in_order(name: str) -> None:
     known = registry()
     check_order(known.find_recipe(name).build(known.find_pass))

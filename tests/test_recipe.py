@@ -35,12 +35,12 @@ def test_a_file_with_defaults_that_a_pass_overrides(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
         'passes = ["quantize{layers=mlp}", "quantize{bits=4}"]\n[budget]\nperplexity = "+2.5%"\n'
-        "[options.quantize]\nbits = 8\nsymmetric = false\n"
+        "[options.quantize]\nbits = 8\ngrid = 'asymmetric'\n"
     )
     recipe = registry().find_recipe(str(file))
     assert recipe.name == "mine" and recipe.budget.perplexity == 0.025
     assert [describe_pass(item) for item in recipe.build(registry().find_pass)] == [
-        "quantize{bits=8,symmetric=false,layers=mlp}", "quantize{symmetric=false}",
+        "quantize{bits=8,grid=asymmetric,layers=mlp}", "quantize{grid=asymmetric}",
     ]  # fmt: skip
 
 
@@ -86,5 +86,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="cannot be read"):
         read_recipe(tmp_path / "bytes.toml")
-    with pytest.raises(InputError, match="unknown recipe 'w5'; known: f32, f16, w8, w4, w4-kv8"):
+    with pytest.raises(InputError, match="unknown recipe 'w5'; known: f32, f16, w8, w4, w4-gptq, w4-kv8"):
         registry().find_recipe("w5")

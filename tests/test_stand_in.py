@@ -35,7 +35,7 @@ def test_drawn_weights_are_the_same_for_the_same_key() -> None:
 
 def test_every_type_of_weight_can_be_drawn() -> None:
     module = toy_model()
-    Quantize(symmetric=False).run(module, Context())
+    Quantize(grid="asymmetric").run(module, Context())
     again = parse_module(str(module))
     add_stand_ins(again, drawn=True)
     for key, type in again.weight_types().items():

@@ -37,7 +37,8 @@ class Quantize(Pass):
 
     bits: int = option(4, choices=(4, 8), help="of a weight")
     group: int = option(32, minimum=0, multiple_of=32, help="inputs that share a scale; 0: one scale per output")
-    symmetric: bool = option(True, help="w = scale * code; otherwise w = scale * code + minimum")
+    grid: str = option("symmetric", choices=("symmetric", "asymmetric"), help="symmetric: w = scale * code; "
+                       "asymmetric: w = scale * code + minimum")  # fmt: skip
     head: bool = option(True, help="also the linear that gives the logits")
     embedding: bool = option(True, help="also the table of token embeddings")
     act: str = option("q8", choices=("q8", "none"), help="q8: linears read activations rounded to 8 bits per 32 "
@@ -55,7 +56,7 @@ class Quantize(Pass):
     @property
     def type(self) -> QuantizedType:
         """The storage type weights get."""
-        return QuantizedType(self.bits, self.group or None, self.symmetric)
+        return QuantizedType(self.bits, self.group or None, self.grid == "symmetric")
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
         heads = {op for graph in module.graphs.values() for op in output_linears(graph)}

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser, *, verify: bool = True) -> None:
     """The options that say which passes run and how they are checked."""
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("-r", "--recipe", metavar="NAME", help="f32, f16, w8, w4, w4-kv8, or a TOML file")
+    chosen.add_argument("-r", "--recipe", metavar="NAME", help="f32, f16, w8, w4, w4-gptq, w4-kv8, or a TOML file")
     chosen.add_argument(
         "-p", "--pass", dest="passes", action="append", metavar="PASS", help="such as quantize{bits=4}; repeatable"
     )

@@ -17,7 +17,8 @@ _PROMPT = "class Parser:\n    def __init__(self, name, value):\n        self.nam
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-r", "--recipe", default="w8", help="f32, f16, w8, w4, w4-kv8, or a TOML file; default: w8")
+    recipes = "f32, f16, w8, w4, w4-gptq, w4-kv8, or a TOML file; default: w8"
+    parser.add_argument("-r", "--recipe", default="w8", help=recipes)
     parser.add_argument("-t", "--target", help="default: the first this machine runs")
     parser.add_argument("-o", "--output", default="build/demo", metavar="DIR", help="default: build/demo")
     parser.add_argument("-p", "--prompt", default=_PROMPT, help="Python to continue")

@@ -66,7 +66,7 @@ def run_pass(item: Pass, module: Module) -> Mapping[str, int]:
     BrokenError where it raises or breaks the contract, RefusalError where it does not support the module.
     """
     known = registry()
-    context = Context(calibration=_calibration(module) if item.calibrated else None, rules=known.rules_for)
+    context = Context(calibration=_calibration(module), rules=known.rules_for)
     try:
         ledger = Pipeline([item], verify=False, known=known.working_passes).run(module, context)
     except ContractError as error:

@@ -12,7 +12,7 @@ from slmopt.ir.types import QuantizedType, parse_element
 from tests.backends.native import Kernels, aligned, host_isas
 from tests.backends.packed_weights import make_weight
 
-TYPES = ["f32", "f16", "bf16", "q4g32", "q4g32a", "q8g32", "q8g32a", "q8c", "q4g64"]
+TYPES = ["f32", "f16", "bf16", "q4g32", "q4g32a", "q8g32", "q8g32a", "q8c", "q4g64", "q4ca", "q3g64a"]
 
 
 @pytest.mark.parametrize("isa", host_isas(), ids=lambda isa: isa.name)

@@ -22,7 +22,7 @@ from tests.backends.native import Kernels, aligned, host_isas
 from tests.backends.packed_weights import PackedWeight, make_weight
 from tests.backends.quantized_rows import pack_rows, unpack_rows
 
-TYPES = ["f32", "f16", "bf16", "q4g32", "q4g32a", "q8g32", "q8g32a", "q4c", "q8c", "q4g64", "q3g32"]
+TYPES = ["f32", "f16", "bf16", "q4g32", "q4g32a", "q8g32", "q8g32a", "q4c", "q8c", "q4g64", "q3g32", "q3g32a", "q4ca"]
 ISAS = pytest.mark.parametrize("isa", host_isas(), ids=lambda isa: isa.name)
 
 

@@ -40,7 +40,7 @@ GPT = {"n_embd": 52, "n_head": 1, "vocab_size": 131}
 BLOOM = {"hidden_size": 21, "n_head": 3, "vocab_size": 67}
 MODELS: dict[str, dict[str, Any]] = {"llama": LLAMA, "qwen3": QWEN, "gpt2": GPT, "bloom": BLOOM}
 LONG_GROUPS = (
-    "raise", "canonicalize", "quantize{bits=4, group=64, symmetric=false}", "fuse", "incrementalize{cache=q8}",
+    "raise", "canonicalize", "quantize{bits=4, group=64, grid=asymmetric}", "fuse", "incrementalize{cache=q8}",
 )  # fmt: skip
 
 BFLOAT = ("raise", "canonicalize", "cast-weights{element=bf16, act=bf16}", "fuse", "incrementalize{cache=f16}")

@@ -41,7 +41,7 @@ def test_golden() -> None:
 
 STORAGE: dict[str, list[Pass]] = {
     "f32": [], "f16": [CastWeights()], "q4g32": [Quantize()], "q8c": [Quantize(bits=8, group=0)],
-    "q4g32a": [Quantize(symmetric=False)],
+    "q4g32a": [Quantize(grid="asymmetric")],
 }  # fmt: skip
 
 

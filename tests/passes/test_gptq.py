@@ -102,9 +102,8 @@ def test_each_linear_is_fitted_to_what_the_quantized_ones_before_it_give() -> No
 @pytest.mark.parametrize("options", [{}, {"grid": "symmetric"}, {"act_order": True}, {"group": 0}])
 def test_what_linears_give_changes_less_than_by_rounding(options: dict[str, Any]) -> None:
     module = model()
-    symmetric = options.get("grid") == "symmetric"
     nearest, fitted = module.copy(), gptq(module, GPTQ(**{"act": "none", **options}))[0]
-    Quantize(symmetric=symmetric, group=options.get("group", 32), act="none").run(nearest, Context())
+    Quantize(grid=options.get("grid", "asymmetric"), group=options.get("group", 32), act="none").run(nearest, Context())
     errors = [relative_rms(products(other, "inner"), products(module, "inner")) for other in (fitted, nearest)]
     assert errors[0] < 0.95 * errors[1]
 
@@ -278,7 +277,7 @@ def test_a_trained_model_loses_less_than_by_rounding() -> None:
     text = tokenize_documents(stories().metadata, calibration_text()).head(4000)
     few = tokenize_documents(stories().metadata, evaluation_text()).head(4000)
     fitted, nearest = gptq(stories(), GPTQ(head=4), text)[0], stories().copy()
-    Quantize(symmetric=False).run(nearest, Context())
+    Quantize(grid="asymmetric").run(nearest, Context())
     whole, found, rounded = (measure_perplexity(module, few) for module in (stories(), fitted, nearest))
     assert whole < found < whole * 1.1
     assert found < whole + 0.9 * (rounded - whole)

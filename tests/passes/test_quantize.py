@@ -50,7 +50,8 @@ def test_golden() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_numbers_are_those_of_the_rounded_weights(bits: int, group: int, symmetric: bool) -> None:
     module = toy("%y = linear(%x, weight @w : f32[20, 72]) : f32[b, s, 20]\nreturn %y", signature="%x: f32[b, s, 72]")
-    quantized, _ = apply(module, Quantize(bits=bits, group=group, symmetric=symmetric))
+    grid = "symmetric" if symmetric else "asymmetric"
+    quantized, _ = apply(module, Quantize(bits=bits, group=group, grid=grid))
     x = torch.randn(2, 3, 72, generator=torch.Generator().manual_seed(3))
     weight = round_to_nearest(module.weights.load("w"), QuantizedType(bits, group or None, symmetric)).dequantize()
     torch.testing.assert_close(forward(quantized, x), quantize_rows(x) @ weight.T)
@@ -126,6 +127,7 @@ def test_act_none_leaves_activations_alone() -> None:
         ({"bits": 5}, "bits must be 4 or 8, got 5"),
         ({"group": 48}, "multiple of 32"),
         ({"group": -32}, "multiple of 32"),
+        ({"grid": "log"}, "grid must be symmetric or asymmetric"),
         ({"act": "q4"}, "act must be q8 or none"),
         ({"layers": "("}, "no regular expression"),
     ],

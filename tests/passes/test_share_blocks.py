@@ -176,7 +176,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
     assert size < stored(whole, ISAS.detect()) - 9000
 
 
-STORAGE: dict[str, list[Pass]] = {"f32": [], "q4g32": [Quantize()], "q8ca": [Quantize(8, 0, symmetric=False)]}
+STORAGE: dict[str, list[Pass]] = {"f32": [], "q4g32": [Quantize()], "q8ca": [Quantize(8, 0, "asymmetric")]}
 
 
 @pytest.mark.parametrize("storage", STORAGE)
