@@ -53,11 +53,12 @@ def linear(
         w = code.pointer("w", "uint32")
         shift = code.pointer("bias", "float32") if bias else None
         rest = code.pointer("residual", "float32") if residual else None
-        lo, _, out_stride, x_stride = code.numbers("lo hi out_stride x_stride")
+        lo, hi, out_stride, x_stride = code.numbers("lo hi out_stride x_stride")
         residual_stride = code.number("residual_stride") if residual else None
-        token = code.let(lo + tirx.truncdiv(code.group, blocks))
+        tokens = code.let(hi - lo)
+        token = code.let(lo + tirx.truncmod(code.group, tokens))  # neighbours read the same weights
         lane, slice_ = code.let(tirx.truncmod(code.thread, BLOCK)), code.let(tirx.truncdiv(code.thread, BLOCK))
-        matrix = PackedMatrix(code, w, element, columns, code.let(tirx.truncmod(code.group, blocks)), lane)
+        matrix = PackedMatrix(code, w, element, columns, code.let(tirx.truncdiv(code.group, tokens)), lane)
         total = code.register(1, start=tirx.const(0.0, "float32"))
         place = code.let(tirx.Cast("int64", token) * x_stride)
         if quantized:
