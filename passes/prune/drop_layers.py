@@ -49,7 +49,7 @@ class DropLayers(Pass):
     layers: Layers = option(Layers(), help="of which layers, such as 0-3,7")  # noqa: RUF009 (it cannot be changed)
 
     def run(self, module: Module, context: Context) -> dict[str, int]:
-        live = without_dead_ops(module.graph())
+        live = without_dead_ops(module).graph()
         found = self._find(live)
         if not found:
             return {}

@@ -19,12 +19,12 @@ _MOVING = ("linear", "add", "reshape", "permute", "slice", "concat", "expand", "
 
 @dataclass(frozen=True, eq=False)
 class Inner:
-    """A dimension inside of a layer: its units, and the linears of @forward that sum over it, one or more.
+    """A dimension inside of a layer: how many units it has, and the linears of @forward that sum over it, in order.
 
     layers: the numbers of the layers that these are in; several where layers share weights.
     """
 
-    group: Group
+    units: int
     readers: tuple[Op, ...]
     layers: frozenset[int]
 
@@ -114,13 +114,13 @@ def find_inner(module: Module, kind: Kind, layers: Layers, what: str) -> list[In
     UnsupportedError, with the reason, where one of a layer that was named cannot be cut, or where none at all can be;
     InputError where there is no such layer. `what` they are called in messages.
     """
-    graph, coupling = module.graph(), Coupling(module)
-    known = find_layers(without_dead_ops(graph))
+    live = without_dead_ops(module)
+    graph, own_ops = live.graph(), {op.results[0].name: op for op in module.graph().walk()}
+    known = find_layers(graph)
     layers.check(known)
-    names = {op.results[0].name: number for number, block in known.items() for op in block.ops}
-    numbers = {op: names[op.results[0].name] for op in graph.walk() if op.results[0].name in names}
+    numbers = {op: number for number, block in known.items() for op in block.ops}
     found, reasons = [], []
-    for group, readers in coupling.linear_inputs(graph):
+    for group, readers in Coupling(live).linear_inputs(graph):
         own = frozenset(numbers[op] for op in readers if op in numbers)
         everywhere = layers == Layers()
         if not kind(group, tuple(readers)) or not (everywhere or any(number in layers for number in own)):
@@ -131,7 +131,7 @@ def find_inner(module: Module, kind: Kind, layers: Layers, what: str) -> list[In
             if not everywhere:
                 raise UnsupportedError(reasons[-1])
         else:
-            found.append(Inner(group, tuple(readers), own))
+            found.append(Inner(group.units, tuple(own_ops[op.result.name] for op in readers), own))
     if reasons and not found:
         raise UnsupportedError(reasons[0])
     return found

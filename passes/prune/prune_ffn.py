@@ -40,7 +40,7 @@ class PruneFFN(Pass):
         changes: dict[str, int] = {}
         settings = Settings(self.compensate, self.damping)
         for inner in find_inner(module, channels_of, self.layers, "the feed-forward"):
-            count = inner.group.units - self._left(inner.group.units)
+            count = inner.units - self._left(inner.units)
             if count and context.permits("pruned", inner.readers[0]):
                 prune_units(module, context, inner, count, settings)
                 changes["pruned"] = changes.get("pruned", 0) + 1

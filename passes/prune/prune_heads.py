@@ -42,9 +42,9 @@ class PruneHeads(Pass):
         settings = Settings(self.compensate, self.damping)
         found = find_inner(module, heads_of, self.layers, "the attention")
         for inner in found:
-            if inner.group.units <= self.groups:
+            if inner.units <= self.groups:
                 raise UnsupportedError(
-                    f"prune-heads: the attention that {inner.readers[0].describe()} sums over has {inner.group.units} "
+                    f"prune-heads: the attention that {inner.readers[0].describe()} sums over has {inner.units} "
                     f"groups of heads: {self.groups} cannot be cut, as one must be left; choose fewer, or other layers"
                 )
         for inner in found:

@@ -50,8 +50,11 @@ class _Reader:
 def prune_units(module: Module, context: Context, inner: Inner, count: int, settings: Settings) -> None:
     """Cut the `count` units of a dimension that contribute least.
 
-    The text runs through the module as it is by now, what was pruned before included.
+    The text runs through the module as it is by now, what was pruned before included. Ops without effect are erased:
+    they might not bear other sizes.
     """
+    for graph in module.graphs.values():
+        graph.erase_dead()
     group = Coupling(module).group(inner.readers[0].operands[0], -1)
     values = dict.fromkeys(op.value(0) for op in inner.readers)
     statistics = context.statistics(module, values, second_moments=True)

@@ -11,9 +11,12 @@ from slmopt.calibrate import tokenize_documents
 from slmopt.errors import ContractError, InputError, UnsupportedError
 from slmopt.ir.weights import watch_loads
 from slmopt.layers import Layers
+from slmopt.passes.canonicalize.canonicalize import Canonicalize
 from slmopt.passes.fuse.fuse import Fuse
+from slmopt.passes.incrementalize import Incrementalize
 from slmopt.passes.prune.prune_ffn import PruneFFN
 from slmopt.passes.quantize.round_to_nearest import Quantize
+from slmopt.passes.raise_.raising import Raise
 from slmopt.pipeline import Context, Pipeline
 from tests.passes.calibrated import apply_on_text, error_on_text, toy_model
 from tests.passes.golden import body_of
@@ -187,6 +190,16 @@ def test_what_cannot_be_cut_is_named() -> None:
         PruneFFN().run(quantized, Context())
 
 
+def test_what_has_no_effect_does_not_matter() -> None:
+    """Neither does an op that could not be cut keep anything, nor does one make a feed-forward of two projections."""
+    dead = "%z = softmax(%a) {axis = 2} : f32[b, s, 8]\n%w = neg(%z) : f32[b, s, 8]\n"
+    found, changes = apply_on_text(toy_model(PLAIN.replace("%d =", f"{dead}%d ="), 6), PruneFFN())
+    assert changes == {"pruned": 1, "channels": 2}
+    assert found == apply_on_text(toy_model(PLAIN, 6), PruneFFN())[0]
+    body = PLAIN.replace("gelu(%u) {approximate = true}", "reshape(%u) {shape = [b, s, 8]}")
+    assert apply_on_text(toy_model(body.replace("%d =", "%w = neg(%a) : f32[b, s, 8]\n%d ="), 6), PruneFFN())[1] == {}
+
+
 def test_wrong_options_are_errors() -> None:
     for wrong in ({"ratio": 1.0}, {"ratio": -0.1}, {"multiple": 0}, {"damping": -1.0}):
         with pytest.raises(InputError, match=f"pass prune-ffn: option {next(iter(wrong))}"):
@@ -220,10 +233,11 @@ def test_stories(tmp_path: Path) -> None:
     """A quarter of the channels of a trained model: at most +70 % of perplexity, where nothing is healed."""
     import slmopt
 
-    module = slmopt.optimize(slmopt.load(MODEL), ["raise", "canonicalize"])
+    module = slmopt.load(MODEL)
     text = tokenize_documents(module.metadata, calibration_text())
-    Pipeline([PruneFFN()], verify=False).run(module, Context(calibration=text))
-    artifact = slmopt.compile(module, "cpu", tmp_path / "pruned", recipe="f32")
+    passes = [Raise(), Canonicalize(), PruneFFN(), Fuse(), Incrementalize()]
+    Pipeline(passes, verify=False).run(module, Context(calibration=text))
+    artifact = slmopt.compile(module, "cpu", tmp_path / "pruned")
     with slmopt.open(artifact) as compiled:
         found = compiled.perplexity(evaluation_text()).perplexity
     assert 4.3782 < found < 4.3782 * 1.70

@@ -11,9 +11,11 @@ from slmopt.calibrate import tokenize_documents
 from slmopt.errors import ContractError, InputError, UnsupportedError
 from slmopt.interpreter import forward, step_through
 from slmopt.layers import Layers
+from slmopt.passes.canonicalize.canonicalize import Canonicalize
 from slmopt.passes.fuse.fuse import Fuse
 from slmopt.passes.incrementalize import Incrementalize
 from slmopt.passes.prune.prune_heads import PruneHeads
+from slmopt.passes.raise_.raising import Raise
 from slmopt.pipeline import Context, Pipeline
 from tests.passes.calibrated import apply_on_text, error_on_text, toy_model
 from tests.passes.golden import body_of
@@ -179,10 +181,11 @@ def test_stories(tmp_path: Path) -> None:
     """A quarter of the heads of a trained model: at most +14 % of perplexity, where nothing is healed."""
     import slmopt
 
-    module = slmopt.optimize(slmopt.load(MODEL), ["raise", "canonicalize"])
+    module = slmopt.load(MODEL)
     text = tokenize_documents(module.metadata, calibration_text())
-    Pipeline([PruneHeads()], verify=False).run(module, Context(calibration=text))
-    artifact = slmopt.compile(module, "cpu", tmp_path / "pruned", recipe="f32")
+    passes = [Raise(), Canonicalize(), PruneHeads(), Fuse(), Incrementalize()]
+    Pipeline(passes, verify=False).run(module, Context(calibration=text))
+    artifact = slmopt.compile(module, "cpu", tmp_path / "pruned")
     with slmopt.open(artifact) as compiled:
         found = compiled.perplexity(evaluation_text()).perplexity
     assert 4.3782 < found < 4.3782 * 1.14
