@@ -34,6 +34,7 @@ __all__ = [
     "check_output",
     "link_library",
     "read_manifest",
+    "read_weights_header",
     "verify_weights",
     "write_development_files",
 ]
@@ -223,20 +224,32 @@ def verify_weights(path: str | os.PathLike[str]) -> str:
     Opening an artifact does not do this: it maps the file and reads nothing.
     """
     file = Path(path) / WEIGHTS
+    expected = read_weights_header(path)
+    with open(file, "rb") as stream:
+        stream.seek(WEIGHTS_HEADER)
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if expected != actual:
+        raise ArtifactError(f"{file} is damaged: its content does not match the hash in its header; compile again")
+    return actual
+
+
+def read_weights_header(path: str | os.PathLike[str]) -> str:
+    """The hash that the header of weights.bin gives of its data. ArtifactError where the file cannot be whole."""
+    file = Path(path) / WEIGHTS
     try:
         with open(file, "rb") as stream:
             header = stream.read(WEIGHTS_HEADER)
-            if len(header) < WEIGHTS_HEADER or header[:4] != b"SLMW":
-                raise ArtifactError(f"{file} is not a weights file of slmopt")
-            _, version, size, digest = _HEADER.unpack_from(header)
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+            length = os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise ArtifactError(f"{file} cannot be read: {error.strerror}") from error
+    if len(header) < WEIGHTS_HEADER or header[:4] != b"SLMW":
+        raise ArtifactError(f"{file} is not a weights file of slmopt")
+    _, version, size, digest = _HEADER.unpack_from(header)
     if version != WEIGHTS_VERSION:
         raise ArtifactError(f"{file} has format version {version}, expected {WEIGHTS_VERSION}")
-    if size != file.stat().st_size or digest != actual.encode():
-        raise ArtifactError(f"{file} is damaged: its content does not match the hash in its header; compile again")
-    return actual
+    if size != length:
+        raise ArtifactError(f"{file} is damaged: it has {length} bytes and should have {size}; compile again")
+    return str(digest.decode(errors="replace"))
 
 
 @contextmanager

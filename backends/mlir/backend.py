@@ -37,6 +37,7 @@ class Machine:
     device: str  # as slmopt.runtime.iree_program opens it
     processor_flags: tuple[str, ...]  # what /proc/cpuinfo must have
     described: str  # in the artifact's target
+    apart: bool = False  # whether weights are widened by themselves: the compiler makes no good code of it elsewhere
 
 
 class MlirBackend(ABC):
@@ -76,7 +77,7 @@ class MlirBackend(ABC):
         with ArtifactWriter(output) as artifact:
             say("program", 0, 1)
             try:
-                code = compile_program(program.text(), machine.compiled_for, machine.compile_flags)
+                code = compile_program(program.text(apart=machine.apart), machine.compiled_for, machine.compile_flags)
             except UnsupportedError as error:
                 raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  {error}") from error
             say("program", 1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from slmopt.cache import keep
 from slmopt.errors import InputError, UnsupportedError
 
 __all__ = ["compile_program", "require_compiler"]
@@ -30,8 +31,16 @@ PACKAGES = {"torch-mlir": "torch_mlir", "iree-base-compiler": "iree.compiler"}  
 def compile_program(text: str, machine: str, flags: Sequence[str]) -> bytes:
     """The program for a machine that IREE names (`llvm-cpu`, `vulkan-spirv`), with its compiler's flags.
 
-    UnsupportedError with the ops that the compiler could not make anything of.
+    It is kept on disk by all that it is made of (`slmopt.cache`). UnsupportedError with the ops that the compiler could
+    not make anything of.
     """
+    from importlib.metadata import version
+
+    given = "\0".join([version("iree-base-compiler"), machine, *_FLAGS, *flags, text])
+    return keep("iree", given.encode(), lambda: _compile(text, machine, flags))
+
+
+def _compile(text: str, machine: str, flags: Sequence[str]) -> bytes:
     from iree.compiler import compile_str
     from iree.compiler.tools import CompilerToolError
 

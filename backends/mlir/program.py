@@ -52,15 +52,18 @@ class Program:
         """What cannot be compiled, each by op and place."""
         return trace_problems(self._sized(1), self.weights)
 
-    def text(self) -> str:
-        """The program in MLIR: functions (ids, position, state ...) -> (logits, state ...), and the parameters."""
+    def text(self, *, apart: bool = False) -> str:
+        """The program in MLIR: functions (ids, position, state ...) -> (logits, state ...), and the parameters.
+
+        `apart` computes the numbers that a narrow weight stands for by themselves, not inside the product.
+        """
         functions = import_functions({function_name(size): self._sized(size) for size in self.sizes}, self.weights)
         symbols = self._symbols()
         declared = "".join(
             f'  util.global private @{symbol} = #flow.parameter.named<"{SCOPE}"::"{part.key}"> : {part.type}\n'
             for weight in self.weights for symbol, part in zip(symbols[weight.key], weight.parts, strict=True)
         )  # fmt: skip
-        whole = _SIGNATURE.sub(lambda match: self._read_weights(match, symbols), functions)
+        whole = _SIGNATURE.sub(lambda match: self._read_weights(match, symbols, apart), functions)
         return whole.replace("module {\n", "module @model {\n" + declared, 1)
 
     def _sized(self, tokens: int) -> Graph:
@@ -70,7 +73,7 @@ class Program:
         return {weight.key: [f"w{index}_{part}" for part in range(len(weight.parts))]
                 for index, weight in enumerate(self.weights)}  # fmt: skip
 
-    def _read_weights(self, signature: re.Match[str], symbols: dict[str, list[str]]) -> str:
+    def _read_weights(self, signature: re.Match[str], symbols: dict[str, list[str]], apart: bool) -> str:
         """A function's signature without the weights, which it reads from the globals first."""
         arguments = signature[2].split(", %")
         inputs = len(arguments) - len(self.weights)
@@ -79,8 +82,11 @@ class Program:
             name, type = argument.lstrip("%").split(": ", 1)
             shape, element = _builtin(type)
             reads.append(weight.read(f"weight{index}", symbols[weight.key]))
-            reads.append(f"    %{name} = torch_c.from_builtin_tensor %weight{index} : {builtin_type(shape, element)} "
-                         f"-> {type}\n")  # fmt: skip
+            found, read = f"%weight{index}", builtin_type(shape, element)
+            if apart and weight.is_narrow:
+                reads.append(f"    {found}_apart = util.optimization_barrier {found} : {read}\n")
+                found += "_apart"
+            reads.append(f"    %{name} = torch_c.from_builtin_tensor {found} : {read} -> {type}\n")
         kept = ", %".join(arguments[:inputs])
         return f"  func.func @{signature[1]}({kept}){signature[3]} {{\n{''.join(reads)}".rstrip("\n")
 

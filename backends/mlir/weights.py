@@ -1,6 +1,7 @@
 """Weights as a program reads them: what is stored of each, and the MLIR that makes float32 numbers of it.
 
-A plain weight is stored in its own type. A quantized one [..., k] is stored as tensors over whole groups:
+A plain weight is stored in its own type, float64 as float32. A quantized one [..., k] is stored as tensors over whole
+groups:
 
     codes    i8[..., groups, group], or i4 where they have up to 4 bits: two codes a byte, the first in the low half
     scales   f16[..., groups]
@@ -27,10 +28,10 @@ __all__ = ["SCOPE", "Part", "StoredWeight", "builtin_type"]
 
 SCOPE = "model"  # of the parameters, as the runtime provides them
 _ELEMENTS = {
-    DType.f64: "f64", DType.f32: "f32", DType.f16: "f16", DType.bf16: "bf16", DType.i64: "i64", DType.i32: "i32",
+    DType.f64: "f32", DType.f32: "f32", DType.f16: "f16", DType.bf16: "bf16", DType.i64: "i64", DType.i32: "i32",
     DType.i8: "i8", DType.u8: "i8", DType.bool: "i8",
 }  # fmt: skip
-_WIDENED = {DType.f64: "arith.truncf", DType.f16: "arith.extf", DType.bf16: "arith.extf"}
+_WIDENED = (DType.f16, DType.bf16)
 
 
 def builtin_type(shape: Sequence[int], element: str) -> str:
@@ -71,6 +72,11 @@ class StoredWeight:
         return DType.f32 if isinstance(element, QuantizedType) or element.is_float else element
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether it is stored in fewer bits than it is read in."""
+        return isinstance(self.type.element, QuantizedType) or self.type.element in _WIDENED
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """What is stored of it."""
         element = self.type.element
@@ -89,7 +95,7 @@ class StoredWeight:
         if isinstance(element, DType):
             from slmopt.ir.torch_types import torch_dtype
 
-            yield _bytes(value.to(torch_dtype(element)))
+            yield _bytes(value.to(torch_dtype(DType.f32 if element is DType.f64 else element)))
             return
         if not isinstance(value, QuantizedTensor):
             raise IRError(f"weight @{self.key} is declared {self.type}, and its store gives a plain tensor")
@@ -112,7 +118,7 @@ class StoredWeight:
         if isinstance(element, QuantizedType):
             return text + self._dequantize(name, loaded, element)
         if element in _WIDENED:
-            body = f"      %0 = {_WIDENED[element]} %a0 : {_ELEMENTS[element]} to f32\n"
+            body = f"      %0 = arith.extf %a0 : {_ELEMENTS[element]} to f32\n"
             return text + _map_elements(name, loaded, parts, "f32", body)
         if element is DType.bool:
             return text + _map_elements(name, loaded, parts, "i1", "      %0 = arith.trunci %a0 : i8 to i1\n")

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmopt.artifact import WEIGHTS, WEIGHTS_HEADER
+from slmopt.artifact import WEIGHTS, WEIGHTS_HEADER, read_weights_header
 from slmopt.errors import ArtifactError, InputError
 from slmopt.runtime.program import file_name
 
@@ -76,11 +76,17 @@ class IreeProgram:
             self._parameters = {key: (int(at), int(size)) for key, (at, size) in manifest["parameters"].items()}
             self._device, self._flags = str(manifest["device"]), list(manifest["flags"])
             self._made_by = str(manifest["versions"]["iree-base-compiler"])
+            weights_hash = str(manifest["hashes"][WEIGHTS])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"the manifest of {path} is damaged ({error}); compile the model again") from error
         if missing := sorted(set(self._flags) - _processor_flags()):
             raise ArtifactError(f"{path} was compiled for another processor: this one lacks {', '.join(missing)}")
+        if read_weights_header(path) != weights_hash:
+            raise ArtifactError(f"{path / WEIGHTS} belongs to another compilation than {self._file.name}")
         self._weights = _map_weights(path / WEIGHTS)
+        for key, (offset, size) in self._parameters.items():
+            if not 0 <= offset <= offset + size <= len(self._weights) - WEIGHTS_HEADER:
+                raise ArtifactError(f"the manifest of {path} is damaged: @{key} does not lie in {WEIGHTS}")
         self._loaded: dict[tuple[int, int], LoadedProgram] = {}  # by process and threads
         self._lock = threading.Lock()
         self._load(self._threads(0 if self._device != LOCAL else 1))  # what is wrong with it shows here
