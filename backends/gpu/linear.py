@@ -9,6 +9,7 @@ Thread (s, o) of a group sums slice s of the inputs for output o; then thread (0
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from slmopt.backends.gpu.activations import activate
@@ -21,11 +22,6 @@ from slmopt.ir.types import DType, Element
 __all__ = ["linear"]
 
 _SLICES = 8  # parts of the inputs that are summed at the same time, at most
-
-
-def _slices(steps: int) -> int:
-    """A power of two with at least two steps in each slice."""
-    return max(1, min(_SLICES, 1 << (steps // 2).bit_length() - 1)) if steps > 1 else 1
 
 
 def linear(
@@ -41,41 +37,69 @@ def linear(
     parameters += ["const float *residual"] if residual else []
     numbers = ["lo", "hi", "out_stride", "x_stride", *(["residual_stride"] if residual else [])]
     parameters += [f"int32_t {number}" for number in numbers]
-    blocks = -(-rows // BLOCK)
-    slices = _slices(-(-columns // packing.GROUP) if quantized else columns)
-    threads = slices * BLOCK
+    shape = _Product(element, rows, columns, bias, residual, activation, rounded)
+    threads = shape.slices * BLOCK
+    return DeviceKernel(name, tuple(parameters), lambda: shape.build(name), threads, threads * -(-rows // BLOCK))
 
-    def build() -> Any:
+
+@dataclass(frozen=True)
+class _Product:
+    """A matrix product, as `linear` has it."""
+
+    element: Element
+    rows: int
+    columns: int
+    bias: bool
+    residual: bool
+    activation: str | None
+    rounded: bool
+
+    @property
+    def quantized(self) -> bool:
+        return not isinstance(self.element, DType)
+
+    @property
+    def slices(self) -> int:
+        """Parts of the inputs that are summed at the same time: a power of two, with at least two steps in each."""
+        steps = -(-self.columns // packing.GROUP) if self.quantized else self.columns
+        return max(1, min(_SLICES, 1 << (steps // 2).bit_length() - 1)) if steps > 1 else 1
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
         from tvm import tirx
 
-        code = DeviceCode(name, threads)
-        out, x = code.pointer("out", "float32"), code.pointer("x", "uint32" if quantized else "float32")
+        code = DeviceCode(name, self.slices * BLOCK)
+        out, x = code.pointer("out", "float32"), code.pointer("x", "uint32" if self.quantized else "float32")
         w = code.pointer("w", "uint32")
-        shift = code.pointer("bias", "float32") if bias else None
-        rest = code.pointer("residual", "float32") if residual else None
+        bias = code.pointer("bias", "float32") if self.bias else None
+        residual = code.pointer("residual", "float32") if self.residual else None
         lo, hi, out_stride, x_stride = code.numbers("lo hi out_stride x_stride")
-        residual_stride = code.number("residual_stride") if residual else None
+        residual_stride = code.number("residual_stride") if self.residual else None
         tokens = code.let(hi - lo)
-        token = code.let(lo + tirx.truncmod(code.group, tokens))  # neighbours read the same weights
+        token = code.let(tirx.Cast("int64", lo + tirx.truncmod(code.group, tokens)))  # neighbours read the same weights
         lane, slice_ = code.let(tirx.truncmod(code.thread, BLOCK)), code.let(tirx.truncdiv(code.thread, BLOCK))
-        matrix = PackedMatrix(code, w, element, columns, code.let(tirx.truncdiv(code.group, tokens)), lane)
-        total = code.register(1, start=tirx.const(0.0, "float32"))
-        place = code.let(tirx.Cast("int64", token) * x_stride)
-        if quantized:
-            _add_codes(code, matrix, x, place, slice_, slices, total)
-        else:
-            _add_numbers(code, matrix, x, place, (slice_, slices, rounded), total)
-        _add_slices(code, slice_, slices, total)
-        row = code.let(matrix.block * BLOCK + lane)
-        with code.when(tirx.And(slice_.equal(0), row < rows)):
-            value = total.value if shift is None else total.value + shift.load(row)
-            value = activate(activation, code.let(value))
-            if rest is not None:
-                value = value + rest.load(tirx.Cast("int64", token) * residual_stride + row)
-            out.store(tirx.Cast("int64", token) * out_stride + row, value)
+        block = code.let(tirx.truncdiv(code.group, tokens))
+        matrix = PackedMatrix(code, w, self.element, self.columns, block, lane)
+        total = self._sum(code, matrix, x, code.let(token * x_stride), slice_)
+        row = code.let(block * BLOCK + lane)
+        with code.when(tirx.And(slice_.equal(0), row < self.rows)):
+            value = total.value if bias is None else total.value + bias.load(row)
+            value = activate(self.activation, code.let(value))
+            value = value if residual is None else value + residual.load(token * residual_stride + row)
+            out.store(token * out_stride + row, value)
         return code.finish()
 
-    return DeviceKernel(name, tuple(parameters), build, threads, threads * blocks)
+    def _sum(self, code: DeviceCode, matrix: PackedMatrix, x: DeviceMemory, place: Any, slice_: Any) -> Register:
+        """The sum of all products, in the threads of slice 0."""
+        from tvm import tirx
+
+        total = code.register(1, start=tirx.const(0.0, "float32"))
+        if self.quantized:
+            _add_codes(code, matrix, x, place, slice_, self.slices, total)
+        else:
+            _add_numbers(code, matrix, x, place, (slice_, self.slices, self.rounded), total)
+        _add_slices(code, slice_, self.slices, total)
+        return total
 
 
 def _add_numbers(

@@ -40,51 +40,80 @@ class LinearAttention:
         return DeviceKernel(name, tuple(parameters), lambda: self._build(name), _THREADS, _THREADS)
 
     def _build(self, name: str) -> Any:
+        return _Writer(self, DeviceCode(name, _THREADS)).write()
+
+
+class _Writer:
+    """Writes one kernel. In shared memory are the features of a token's key and queries, and the normalizer."""
+
+    def __init__(self, shape: LinearAttention, code: DeviceCode) -> None:
         from tvm import tirx
 
-        code = DeviceCode(name, _THREADS)
-        out, state, normalizer, query, key, value = (code.pointer(label, "float32") for label in _POINTERS)
-        tokens, lo, _, *strides = code.numbers(_NUMBERS)
-        size, width, together = self.size, self.value_size, self.heads // self.kv_heads
-        head = code.let(lo + code.group)
-        keys, sums, queries = code.shared(size), code.shared(size), code.shared(size * together)
-        kept = code.let(tirx.Cast("int64", head) * size)
-        for_each(code, size, lambda at: sums.store(at, normalizer.load(kept + at)))
-        with code.loop(tokens) as token:
-            places = [code.let(tirx.Cast("int64", token) * s0) for s0 in strides[::2]]
-            starts = [code.let(place + head * s1 * (together if index < 2 else 1))
-                      for index, (place, s1) in enumerate(zip(places, strides[1::2], strict=True))]  # fmt: skip
+        self.shape, self.code = shape, code
+        self.out, self.state, self.normalizer, self.query, self.key, self.value = (
+            code.pointer(label, "float32") for label in _POINTERS
+        )
+        self.tokens, lo, _, *strides = code.numbers(_NUMBERS)
+        self.strides = list(zip(strides[::2], strides[1::2], strict=True))
+        self.head = code.let(lo + code.group)
+        self.kept = code.let(tirx.Cast("int64", self.head) * shape.size)
+        self.together = shape.heads // shape.kv_heads
+        self.keys, self.sums = code.shared(shape.size), code.shared(shape.size)
+        self.queries = code.shared(shape.size * self.together)
 
-            def take_key(at: Any, starts: list[Any] = starts) -> None:
-                keys.store(at, _feature(code, key.load(starts[2] + at)))
-                sums.store(at, sums.load(at) + keys.load(at))
-
-            def take_query(at: Any, starts: list[Any] = starts) -> None:
-                own, index = tirx.truncdiv(at, size), tirx.truncmod(at, size)
-                queries.store(at, _feature(code, query.load(starts[1] + own * strides[3] + index)))
-
-            def column(at: Any, starts: list[Any] = starts) -> None:
-                number = code.let(value.load(starts[3] + at))
-                with code.loop(size) as index:
-                    place = code.let((kept + index) * width + at)
-                    state.store(place, state.load(place) + keys.load(index) * number)
-                with code.loop(together) as own:
-                    above, below = (code.register(1, start=tirx.const(0.0, "float32")) for _ in range(2))
-                    with code.loop(size) as index:
-                        feature = code.let(queries.load(own * size + index))
-                        above.set(above.value + feature * state.load((kept + index) * width + at))
-                        below.set(below.value + feature * sums.load(index))
-                    least = tirx.const(LEAST, "float32")
-                    divisor = tirx.Select(below.value < least, least, below.value)
-                    out.store(starts[0] + own * strides[1] + at, above.value / divisor)
-
-            for_each(code, size, take_key)
-            for_each(code, size * together, take_query)
+    def write(self) -> Any:
+        """The PrimFunc."""
+        code, size = self.code, self.shape.size
+        for_each(code, size, lambda at: self.sums.store(at, self.normalizer.load(self.kept + at)))
+        with code.loop(self.tokens) as token:
+            starts = self._starts(token)
+            for_each(code, size, lambda at: self._take_key(starts[2] + at, at))
+            for_each(code, size * self.together, lambda at: self._take_query(starts[1], at))
             code.meet()
-            for_each(code, width, column)
+            for_each(code, self.shape.value_size, lambda at: self._take_value(starts[3], starts[0], at))
             code.meet()
-        for_each(code, size, lambda at: normalizer.store(kept + at, sums.load(at)))
+        for_each(code, size, lambda at: self.normalizer.store(self.kept + at, self.sums.load(at)))
         return code.finish()
+
+    def _starts(self, token: Any) -> list[Any]:
+        """Where a token's rows of out, query, key and value begin, of the first head of this group."""
+        from tvm import tirx
+
+        wide, heads = tirx.Cast("int64", token), (self.head * self.together, self.head)
+        return [self.code.let(wide * s0 + heads[index >= 2] * s1) for index, (s0, s1) in enumerate(self.strides)]
+
+    def _take_key(self, place: Any, at: Any) -> None:
+        self.keys.store(at, _feature(self.code, self.key.load(place)))
+        self.sums.store(at, self.sums.load(at) + self.keys.load(at))
+
+    def _take_query(self, start: Any, at: Any) -> None:
+        from tvm import tirx
+
+        own, index = tirx.truncdiv(at, self.shape.size), tirx.truncmod(at, self.shape.size)
+        number = self.query.load(start + own * self.strides[1][1] + index)
+        self.queries.store(at, _feature(self.code, number))
+
+    def _take_value(self, start: Any, target: Any, at: Any) -> None:
+        """A column of the state, and what the queries see of it."""
+        from tvm import tirx
+
+        code, size = self.code, self.shape.size
+        number = code.let(self.value.load(start + at))
+        with code.loop(size) as index:
+            place = code.let(self._cell(index, at))
+            self.state.store(place, self.state.load(place) + self.keys.load(index) * number)
+        with code.loop(self.together) as own:
+            above, below = (code.register(1, start=tirx.const(0.0, "float32")) for _ in range(2))
+            with code.loop(size) as index:
+                feature = code.let(self.queries.load(own * size + index))
+                above.set(above.value + feature * self.state.load(self._cell(index, at)))
+                below.set(below.value + feature * self.sums.load(index))
+            least = tirx.const(LEAST, "float32")
+            divisor = tirx.Select(below.value < least, least, below.value)
+            self.out.store(target + own * self.strides[0][1] + at, above.value / divisor)
+
+    def _cell(self, index: Any, at: Any) -> Any:
+        return (self.kept + index) * self.shape.value_size + at
 
 
 def _feature(code: DeviceCode, x: Any) -> Any:
