@@ -50,7 +50,7 @@ class Heal(Pass):
     loss: str = option("kl", choices=LOSSES, help="kl: KL(teacher || student); reverse-kl: KL(student || teacher); js: "
                                                   "Jensen-Shannon")  # fmt: skip
     temperature: float = option(1.0, minimum=0.01, maximum=100.0, help="by which logits are divided in the loss")
-    rate: float = option(1e-3, minimum=1e-9, maximum=1.0, help="the highest learning rate")
+    rate: float = option(1e-3, minimum=1e-9, maximum=1.0, help="the highest learning rate; less where little was lost")
     batch: int = option(2048, minimum=2, help="positions per step, padding included; one document at least")
     warm_up: float = option(0.05, minimum=0.0, maximum=1.0, help="the share of steps over which the rate rises")
     clip: float = option(1.0, minimum=1e-6, help="the largest norm of a step's gradient")
