@@ -101,7 +101,7 @@ class _Sampler:
 
     def fitting(self) -> int:
         """How many documents at once the states leave room for."""
-        sizes = [state.numel() * state.element_size() for state in initial_states(self.step, 1, self.context)]
+        sizes = [state.numel() * state.element_size() for state in initial_states(self.step, 1, self.context, chunk=1)]
         return max(1, min(_MOST, _STATE_BYTES // max(sum(sizes), 1)))
 
     def documents(self, count: int) -> list[tuple[int, ...]]:
@@ -114,7 +114,7 @@ class _Sampler:
         found = [[token] for token in ids.tolist()]
         written, open_rows = list(range(count)), [True] * count  # the document of each row; which rows go on
         room = min(_ROOM, self.context)
-        states = initial_states(self.step, count, room)
+        states = initial_states(self.step, count, room, chunk=1)
         with torch.no_grad():
             for position in range(self.context - 1):
                 if position == room:
