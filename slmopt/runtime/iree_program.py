@@ -147,7 +147,7 @@ def open_device(name: str, threads: int) -> Any:
     with _DRIVERS:
         try:
             if name != LOCAL:
-                return runtime.get_device(name)
+                return _find_device(runtime, name)
             if threads == 1:
                 return create_hal_driver("local-sync").create_default_device()
             runtime.flags.parse_flags(f"--task_topology_group_count={threads}")
@@ -156,6 +156,17 @@ def open_device(name: str, threads: int) -> Any:
             kind = name.partition(":")[0]
             raise InputError(f"the device {name} cannot be used here: {_first_line(error)}; `slmopt targets` tells "
                              f"which package makes {kind} devices known") from error  # fmt: skip
+
+
+def _find_device(runtime: Any, name: str) -> Any:
+    """A device by its driver, and where that has several by number or by the driver's own path: vulkan://1."""
+    driver, _, which = name.partition("://")
+    if not which.isdecimal():
+        return runtime.get_device(name)
+    found = runtime.get_driver(driver).query_available_devices()
+    if int(which) >= len(found):
+        raise ValueError(f"there are {len(found)}, numbered from 0")
+    return runtime.get_driver(driver).create_device(found[int(which)])
 
 
 def _map_weights(file: Path) -> mmap.mmap:

@@ -28,7 +28,7 @@ from slmopt.ir.weights import QuantizedTensor
 from slmopt.options import build_pass
 from slmopt.pipeline import Pipeline
 from slmopt.plugins.discovery import registry
-from slmopt.runtime.iree_program import IreeProgram
+from slmopt.runtime.iree_program import IreeProgram, open_device
 from slmopt.target import Target, parse_target
 from tests.backends.native import BUILTIN
 from tests.rewritten import TOKENS, VARIETY, raised, rewritten
@@ -64,10 +64,10 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", VARIETY)
-def test_architectures_give_the_interpreters_logits(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "chunk"), [*zip(VARIETY, (8, 1, 1), strict=True)])  # one function: half the time
+def test_architectures_give_the_interpreters_logits(tmp_path: Path, name: str, chunk: int) -> None:
     module = rewritten(raised(tmp_path, name), [])
-    PROCESSOR.build(module, parse_target("cpu:via=mlir,context=48,chunk=8"), tmp_path / "artifact")
+    PROCESSOR.build(module, parse_target(f"cpu:via=mlir,context=48,chunk={chunk}"), tmp_path / "artifact")
     ids = torch.randint(3, 97, (1, TOKENS), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = forward(module, ids)[0].numpy()
@@ -233,6 +233,13 @@ def test_an_unknown_device_of_vulkan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="target vulkan:gpu=abacus"):
         VulkanBackend().build(module, parse_target("vulkan:gpu=abacus"), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
+
+
+@needs_vulkan
+def test_a_device_is_found_by_its_number() -> None:
+    assert open_device("vulkan://0", 1) is not None
+    with pytest.raises(InputError, match=r"the device vulkan://99 cannot be used here: there are \d+, numbered from 0"):
+        open_device("vulkan://99", 1)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
