@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,24 @@ from slmopt.errors import ArtifactError, InputError, SlmError
 __all__ = ["Library", "Sampling"]
 
 ABI_VERSION = 1  # SLM_ABI_VERSION
+
+
+_loaded: dict[Path, list[tuple[int, int]]] = {}  # the files that were loaded from a path, the oldest first
+_loading = threading.Lock()
+
+
+def _spell(path: Path) -> str:
+    """`path`, spelt so that no other file was loaded under that name.
+
+    The loader compares names first: where an artifact was compiled again, it would give the library of the old one,
+    which stays loaded. The inode of a loaded file is in use, and no other file's.
+    """
+    status = path.stat()
+    with _loading:
+        known = _loaded.setdefault(path, [])
+        if (status.st_dev, status.st_ino) not in known:
+            known.append((status.st_dev, status.st_ino))
+        return f"{path.parent}{'/.' * known.index((status.st_dev, status.st_ino))}/{path.name}"
 
 
 class _Sampling(ctypes.Structure):
@@ -57,7 +76,7 @@ class Library:
         if not path.is_file():
             raise ArtifactError(f"{path} is missing: the artifact is not whole; compile the model again")
         try:
-            self._library = ctypes.CDLL(str(path.resolve()))
+            self._library = ctypes.CDLL(_spell(path.resolve()))
         except OSError as error:
             raise ArtifactError(
                 f"{path} cannot be loaded here; was it compiled for another machine? ({error}) "

@@ -190,6 +190,15 @@ def test_a_model_works_on_after_a_fork(model: LanguageModel) -> None:
     assert list(model.generate_ids([BOS], 10)) == expected
 
 
+def test_an_artifact_that_was_compiled_again_is_the_new_one(tmp_path: Path) -> None:
+    """The loader of libraries knows the old one under the same path."""
+    write_stand_in(tmp_path / "model")
+    with LanguageModel(tmp_path / "model") as old:
+        write_stand_in(tmp_path / "model", flags=["-DCONTEXT=64"])
+        with LanguageModel(tmp_path / "model") as new, LanguageModel(tmp_path / "model") as again:
+            assert (old.context, new.context, again.context) == (96, 64, 64)
+
+
 def test_sessions_outlive_the_model(stand_in: Path) -> None:
     model = open(stand_in)
     session = model.session()
