@@ -7,7 +7,6 @@ import functools
 import hashlib
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from slmopt.cache import keep_file
@@ -21,13 +20,9 @@ _FLAGS = ("-std=c11", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-sh
 _DIRECTORIES: list[tempfile.TemporaryDirectory[str]] = []  # of libraries that are kept nowhere else
 
 
-def native_library(source: Path, includes: Sequence[Path] = ()) -> ctypes.CDLL | None:
-    """The library of one C file and of the files it includes; None where no C compiler works."""
-    return _native_library(source, tuple(includes))
-
-
 @functools.cache
-def _native_library(source: Path, includes: tuple[Path, ...]) -> ctypes.CDLL | None:
+def native_library(source: Path, includes: tuple[Path, ...] = ()) -> ctypes.CDLL | None:
+    """The library of one C file and of the files it includes; None where no C compiler works."""
     try:
         command = c_compiler()
         version = subprocess.run([*command, "--version"], capture_output=True, check=True).stdout

@@ -30,8 +30,9 @@ TARGETS = ("cpu", "arm", "opencl", "cpu:via=mlir", "vulkan")
 TOKENS = 64  # of a greedy continuation
 PROMPT = [1, 403, 407, 261, 378]  # Once upon a time
 EXACT = 1e-3  # absolute, on logits: float32 everywhere, added up in another order
-# Relative to the largest logit. Activations are rounded to 8 bits, and one on the edge between two codes may fall either
-# way: what it changed stays in the cache, and with it in all later rows. Before that, rows are equal but for float32.
+# Relative to the largest logit. Activations are rounded to 8 bits, and one on the edge between two codes may fall
+# either way: what it changed stays in the cache, and with it in all later rows. Before that, rows are equal but for
+# float32.
 ROUNDED = 3e-2
 BEFORE_ROUNDING = 1e-4
 
@@ -105,8 +106,8 @@ def test_quantized_models_are_the_interpreters_or_refused_by_name(
     parts = [40] + [1] * (len(greedy) - 40)
     try:
         found = compiler.logits(recipe, greedy, parts)
-    except UnsupportedError as error:
-        assert "%" in str(error) and "linear" in str(error), "a refusal names the op"
+    except UnsupportedError as refusal:
+        assert "%" in str(refusal) and "linear" in str(refusal), "a refusal names the op"
         return
     with torch.no_grad():
         expected = step_through(optimized(recipe), torch.tensor([greedy]), parts)[0].numpy()
