@@ -75,7 +75,7 @@ class _NativeSampler:
         from slmopt.native import native_library
 
         parts = [runtime_directory() / name for name in ("error.c", "sampler.c", "runtime.h", "program.h", "slm.h")]
-        library = native_library(_SOURCE, includes=parts)
+        library = native_library(_SOURCE, includes=tuple(parts))
         if library is None:
             raise InputError("choosing tokens other than the most likely one needs a C compiler here, and none works: "
                              "install gcc or clang, or sample with temperature = 0 and no filter")  # fmt: skip
