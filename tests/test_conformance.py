@@ -22,7 +22,7 @@ from slmopt.interpreter import forward, step_through
 from slmopt.plugins.discovery import registry
 from slmopt.target import parse_target
 from tests.backends.sessions import feed
-from tests.stories import MODEL, needs_stories
+from tests.stories import MODEL, calibration_text, needs_stories
 
 pytestmark = needs_stories
 
@@ -37,9 +37,19 @@ ROUNDED = 3e-2
 BEFORE_ROUNDING = 1e-4
 
 
+# A little of every family of passes: narrower feed-forwards, shared blocks, linear attention, distillation, GPTQ, an
+# 8-bit cache.
+COMPOSED = (
+    "raise", "canonicalize", "prune-ffn{ratio=0.25}", "share-blocks{pairs=3-4}", "attention-linear{layers=1-2}",
+    "heal{tokens=20000,sampled=0}", "gptq{bits=4}", "fuse", "incrementalize{cache=q8}",
+)  # fmt: skip
+
+
 @functools.cache
 def optimized(recipe: str) -> Module:
     """The trained model after a recipe."""
+    if recipe == "composed":
+        return slmopt.optimize(slmopt.load(MODEL), COMPOSED, text=calibration_text())
     return slmopt.optimize(slmopt.load(MODEL), recipe)
 
 
@@ -99,7 +109,7 @@ def test_a_prompt_of_any_length(compiler: Compiler, greedy: list[int]) -> None:
         np.testing.assert_allclose(compiler.logits("f32", greedy, parts), whole, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("recipe", ["w8", "w4"])
+@pytest.mark.parametrize("recipe", ["w8", "w4", "composed"])
 def test_quantized_models_are_the_interpreters_or_refused_by_name(
     compiler: Compiler, greedy: list[int], recipe: str
 ) -> None:
