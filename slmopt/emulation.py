@@ -77,6 +77,9 @@ def runner_logits(
     import numpy as np
 
     manifest = read_manifest(artifact)
+    if "library" not in manifest:
+        raise InputError(f"{artifact} is compiled for {manifest.get('target')}: it has no library that a runner could "
+                         "load; verify it without one")  # fmt: skip
     library = Path(artifact).resolve() / str(manifest["library"])
     machine = library_machine(library)
     parts = [len(ids)] if splits is None else list(splits)

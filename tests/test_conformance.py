@@ -16,6 +16,7 @@ import torch
 
 import slmopt
 from slmopt import Module
+from slmopt.artifact_check import check_artifact
 from slmopt.emulation import runner_logits
 from slmopt.errors import UnsupportedError
 from slmopt.interpreter import forward, step_through
@@ -123,6 +124,13 @@ def test_quantized_models_are_the_interpreters_or_refused_by_name(
         expected = step_through(optimized(recipe), torch.tensor([greedy]), parts)[0].numpy()
     error = np.abs(found - expected).max(-1) / np.abs(expected).max()
     assert error[0] <= BEFORE_ROUNDING and error.max() <= ROUNDED, error
+
+
+def test_an_artifact_says_what_is_expected_of_it(compiler: Compiler) -> None:
+    """What `slmopt verify` does, under the emulator that `slmopt targets` names where the program does not run here."""
+    runner = None if compiler.status["run"] else str(compiler.status["emulate"])
+    found = check_artifact(compiler.artifact("f32"), runner=runner)
+    assert found and all(sequence.holds for sequence in found)
 
 
 def test_what_runs_here_writes_the_same_story(compiler: Compiler, greedy: list[int]) -> None:

@@ -17,6 +17,7 @@ from slmopt.backend import BuildReport
 from slmopt.backends.mlir.compiling import PACKAGES, compile_program, require_compiler
 from slmopt.backends.mlir.program import Program, function_name, program_of
 from slmopt.errors import InputError, UnsupportedError, nearest
+from slmopt.expectation import PROBE, expect, greedy_tokens
 from slmopt.ir.graph import Module
 from slmopt.target import Target
 
@@ -91,6 +92,8 @@ class MlirBackend(ABC):
                 "steps": {str(size): function_name(size) for size in program.sizes},
                 "states": [{"shape": list(state.shape), "element": state.element} for state in program.states],
             }  # fmt: skip
+            expected = expect(module, context=program.capacity, greedy=greedy_tokens(module))
+            artifact.write(PROBE, expected.to_json())
             _write_descriptions(artifact, module, facts, weights, ledger)
         return Path(output)
 
