@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slmopt.artifact import read_manifest, verify_weights
 from slmopt.cross import host_machine
@@ -32,10 +33,12 @@ def check_artifact(
     `runner` is the command of an emulator, where this machine does not run the program. `expectation` stands in for
     the one that the artifact carries. `tokens` cuts greedy sequences; `tolerance`, relative to the largest logit,
     stands in for the expectation's. InputError where there is nothing to compare with, or the program does not run
-    here; ArtifactError where it fails, or its weights are not those that were written.
+    here; ArtifactError where it fails, or its program or weights are not those that were written.
     """
     path = Path(artifact)
-    if (path / str(read_manifest(path).get("weights"))).is_file():
+    manifest = read_manifest(path)
+    _verify_program(path, manifest)
+    if (path / str(manifest.get("weights"))).is_file():
         verify_weights(path)
     found = expectation or read_expectation(path)
     allowed = found.tolerance if tolerance is None else tolerance
@@ -44,6 +47,18 @@ def check_artifact(
         asked = sequence.head(tokens) if sequence.greedy and tokens is not None else sequence
         agreements.append(asked.compare(artifact_logits(path, asked.ids, asked.parts, runner, threads), allowed))
     return agreements
+
+
+def _verify_program(path: Path, manifest: Mapping[str, Any]) -> None:
+    """ArtifactError where the program is damaged: loading the rest of a library can end the process."""
+    file = path / str(manifest.get("program" if "library" not in manifest else "library"))
+    hashes = manifest.get("hashes")
+    expected = hashes.get(file.name) if isinstance(hashes, dict) else None
+    if expected is None or not file.is_file():
+        return  # what opens it says what is missing
+    with open(file, "rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+            raise ArtifactError(f"{file} is damaged: its hash is not the manifest's; compile the model again")
 
 
 def artifact_logits(
@@ -74,17 +89,18 @@ def artifact_logits(
 def expectation_of(artifact: Path, module: Module, tokens: int) -> Expectation:
     """What the interpreter expects of the module that an artifact was compiled from, `tokens` of them greedy.
 
-    ArtifactError where it was compiled from another module: another model, recipe or context.
+    InputError where it was compiled from another module: another model or recipe. ArtifactError where it is damaged.
     """
     manifest = read_manifest(artifact)
     try:
-        described = (artifact / "module.slm").read_text()
-    except OSError as error:
-        raise ArtifactError(f"{artifact} has no module.slm: {error.strerror}; compile the model again") from error
+        described, context = (artifact / "module.slm").read_text(encoding="utf-8"), int(manifest["context"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"{artifact} is damaged ({what}); compile the model again") from error
     if described != describe_module(module):
         raise InputError(f"{artifact} was not compiled from this model with these passes: its recipe was "
                          f"{manifest.get('recipe') or 'none'}; give the same model and recipe")  # fmt: skip
-    return expect(module, context=int(manifest["context"]), greedy=tokens)
+    return expect(module, context=context, greedy=tokens)
 
 
 def describe_module(module: Module) -> str:

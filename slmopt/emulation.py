@@ -74,8 +74,6 @@ def runner_logits(
     ids are fed, in one session; without it, all at once. InputError without a runner or a compiler for the driver;
     ArtifactError with what the run said where it failed.
     """
-    import numpy as np
-
     manifest = read_manifest(artifact)
     if "library" not in manifest:
         raise InputError(f"{artifact} is compiled for {manifest.get('target')}: it has no library that a runner could "
@@ -94,8 +92,17 @@ def runner_logits(
         (work / "ids").write_bytes(struct.pack(f"<{len(ids)}i", *ids))
         arguments = [str(library), str(library.parent), str(work / "ids"), str(work / "logits"), str(threads)]
         _run([*command, str(driver), *arguments, *map(str, parts)], command)
-        found: NDArray[np.float32] = np.fromfile(work / "logits", "<f4").reshape(len(ids), -1)
-    return found
+        return _read_logits(work / "logits", len(ids), command)
+
+
+def _read_logits(file: Path, count: int, runner: list[str]) -> NDArray[np.float32]:
+    import numpy as np
+
+    found: NDArray[np.float32] = np.fromfile(file, "<f4") if file.is_file() else np.empty(0, np.float32)
+    if found.size == 0 or found.size % count:
+        raise ArtifactError(f"{shlex.join(runner) or 'the program'!r} ended without an error and gave no logits: is it "
+                            "an emulator?")  # fmt: skip
+    return found.reshape(count, -1)
 
 
 def _runner(runner: str | Sequence[str] | None, machine: str) -> list[str]:
@@ -108,12 +115,17 @@ def _runner(runner: str | Sequence[str] | None, machine: str) -> list[str]:
             missing = ", ".join(emulator_packages(machine))
             raise InputError(f"nothing here runs programs of {machine}: install {missing}")
         return found
-    words = shlex.split(runner) if isinstance(runner, str) else list(runner)
+    try:
+        words = shlex.split(runner) if isinstance(runner, str) else list(runner)
+    except ValueError as error:
+        raise InputError(f"the runner {runner!r} is no command: {error}") from error
     if not words or shutil.which(words[0]) is None:
-        hint = find_runner(machine)
-        known = f"this machine has {shlex.join(hint)!r}" if hint else (
-            f"install {', '.join(emulator_packages(machine)) or 'one'}, and name it with its options"
-        )  # fmt: skip
+        if machine == host_machine():
+            known = "this machine runs the program without one"
+        elif hint := find_runner(machine):
+            known = f"this machine has {shlex.join(hint)!r}"
+        else:
+            known = f"install {', '.join(emulator_packages(machine)) or 'one'}, and name it with its options"
         raise InputError(f"the runner {words[0] if words else ''!r} was not found; {known}")
     return words
 
@@ -147,4 +159,4 @@ def _run(command: list[str], runner: list[str]) -> None:
     if "ld-linux" in said:
         hint = "; the runner needs the machine's C library: give its place, such as -L /usr/MACHINE-linux-gnu"
     where = f"under {shlex.join(runner)!r}" if runner else "on this machine"
-    raise ArtifactError(f"the run {where} failed ({ended}): {said}{hint}")
+    raise ArtifactError(f"the run {where} failed ({ended}): {said or 'it said nothing'}{hint}")

@@ -163,6 +163,49 @@ def test_damaged_weights_are_found(native: Path, tmp_path: Path) -> None:
         check_artifact(damaged)
 
 
+def test_a_damaged_library_is_found_before_it_is_loaded(native: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(native, damaged)
+    library = next(damaged.glob("lib*.so"))
+    library.write_bytes(library.read_bytes()[:900])
+    with pytest.raises(ArtifactError, match=r"lib.*\.so is damaged: its hash is not the manifest's"):
+        check_artifact(damaged)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runner", "'"], "the runner \"'\" is no command: No closing quotation"),
+        (["--runner", "true"], "'true' ended without an error and gave no logits"),
+        (["--recipe", "w8"], "--recipe belongs to --model"),
+        (["--pass", "fuse"], "--pass belongs to --model"),
+        (["--text", "none.txt"], "--text belongs to --model"),
+    ],
+)
+def test_wrong_uses_of_the_command_are_told(
+    native: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(native), *options]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "-1", "inf", "much"])
+def test_a_tolerance_is_a_number(native: Path, tolerance: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["verify", str(native), "--tolerance", tolerance])
+    assert "expected a number from 0" in capsys.readouterr().err
+
+
+def test_a_manifest_without_a_name_is_damaged(
+    native: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(native, damaged)
+    (damaged / "manifest.json").write_text("{}")
+    assert main(["verify", str(damaged)]) != 0
+    assert "has no name; compile the model again" in capsys.readouterr().err
+
+
 def test_a_runner_that_is_none(native: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the runner 'qemu-nothing' was not found"):
         check_artifact(native, runner="qemu-nothing -L /nowhere")

@@ -78,7 +78,7 @@ class DeviceBackend:
 
     def code(self, source: str, options: DeviceOptions) -> bytes:
         """What a library keeps of the kernels' source."""
-        return source.encode() + b"\0"
+        return source.encode()
 
     def status(self) -> dict[str, Any]:
         """What this machine can do with the target, and which packages would add to it."""

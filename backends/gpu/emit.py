@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 
 from slmopt.backends.gpu.device_code import DeviceKernel
@@ -106,5 +105,4 @@ def _literal(code: bytes) -> Iterator[str]:
 
 def _escape(piece: bytes) -> str:
     named = {0x0A: "\\n", 0x22: '\\"', 0x5C: "\\\\", 0x3F: "\\?"}
-    text = "".join(named.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in piece)
-    return re.sub(r"\?\?", "\\?\\?", text)
+    return "".join(named.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in piece)

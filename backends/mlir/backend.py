@@ -7,23 +7,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import slmopt
 from slmopt.artifact import ArtifactWriter
+from slmopt.artifact_check import describe_module
 from slmopt.backend import BuildReport
 from slmopt.backends.mlir.compiling import PACKAGES, compile_program, require_compiler
 from slmopt.backends.mlir.program import Program, function_name, program_of
-from slmopt.errors import InputError, UnsupportedError, nearest
+from slmopt.backends.tvm.sizes import check_options, read_sizes
+from slmopt.errors import UnsupportedError
 from slmopt.expectation import PROBE, expect, greedy_tokens
 from slmopt.ir.graph import Module
 from slmopt.target import Target
 
 __all__ = ["Machine", "MlirBackend"]
 
-_DEFAULT_CONTEXT = 2048  # positions, where neither the model nor the target says
 _CHUNK = 16  # tokens of a large step: what is left of a prompt runs token by token, for padding would enter the state
 _PROGRAM = "program.vmfb"
 _COMMON = ("chunk", "context")
@@ -102,39 +102,9 @@ class MlirBackend(ABC):
 
     def _sizes(self, module: Module, target: Target) -> tuple[int, tuple[int, ...]]:
         """Positions of context, and the tokens of each step function."""
-        known = sorted((*_COMMON, *self.options))
-        for option in target.options:
-            if option not in known:
-                raise InputError(f"target {target}: unknown option {option!r}{nearest(option, known)}; {self.name} "
-                                 f"takes {', '.join(known)}")  # fmt: skip
-        trained = module.metadata.get("context")
-        context = _number(target, "context", int(trained) if trained else _DEFAULT_CONTEXT)
-        if trained and context > int(trained):
-            raise InputError(f"target {target}: context {context} is longer than the {trained} the model was made for")
-        chunk = min(_number(target, "chunk", _CHUNK), context)
+        check_options(target, (*_COMMON, *self.options))
+        context, chunk = read_sizes(target, module, _CHUNK)
         return context, tuple(sorted({1, chunk}))
-
-
-def _number(target: Target, name: str, default: int) -> int:
-    text = target.options.get(name)
-    if text is None:
-        return default
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"target {target}: {name} must be a positive number, got {text!r}")
-    return int(text)
-
-
-def missing_packages(*, run: bool) -> list[str]:
-    """The Python packages to install before anything can be compiled, or run."""
-    wanted = {"iree-base-runtime": "iree.runtime"} if run else PACKAGES
-    return [f"{package} (pip)" for package, module in wanted.items() if not _is_there(module)]
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package it lies in
-        return False
 
 
 def _write_weights(
@@ -156,8 +126,7 @@ def _write_descriptions(
     ledger: Mapping[str, Any] | None,
 ) -> None:  # fmt: skip
     """Everything beside the program and the weights."""
-    metadata = {key: value for key, value in module.metadata.items() if key != "tokenizer"}
-    artifact.write("module.slm", str(Module(module.name, module.graphs.values(), module.weights, metadata)))
+    artifact.write("module.slm", describe_module(module))
     tokenizer = module.metadata.get("tokenizer")
     if tokenizer:
         artifact.copy(tokenizer, "tokenizer.json")

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 
 from slmopt.cache import keep
 from slmopt.errors import InputError, UnsupportedError
 
-__all__ = ["compile_program", "require_compiler"]
+__all__ = ["PACKAGES", "compile_program", "missing_packages", "require_compiler"]
 
+PACKAGES = {"torch-mlir": "torch_mlir", "iree-base-compiler": "iree.compiler"}  # and the modules they hold
+_RUNTIME = {"iree-base-runtime": "iree.runtime"}
 _LOCATION = re.compile(r"<stdin>:(\d+):\d+: error: (.*)")
 # A weight that is widened when it is read stays as small as it is stored; and locations are of no use to anyone.
 _FLAGS = ("--iree-opt-const-expr-max-size-increase-threshold=0", "--iree-vm-bytecode-module-strip-source-map=true")
 _SHOWN = 3  # errors of the compiler that a message repeats
 
 
+def missing_packages(*, run: bool) -> list[str]:
+    """The Python packages to install before anything can be compiled, or run."""
+    return [package for package, module in (_RUNTIME if run else PACKAGES).items() if not _is_there(module)]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package it lies in
+        return False
+
+
 def require_compiler() -> None:
     """InputError where a package that compiling needs is not installed."""
-    from importlib.util import find_spec
-
-    missing = [package for package, module in PACKAGES.items() if find_spec(module) is None]
-    if missing:
+    if missing := missing_packages(run=False):
         raise InputError(f"compiling through MLIR needs {' and '.join(missing)}: pip install 'slmopt[mlir]'")
-
-
-PACKAGES = {"torch-mlir": "torch_mlir", "iree-base-compiler": "iree.compiler"}  # and the modules they hold
 
 
 def compile_program(text: str, machine: str, flags: Sequence[str]) -> bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from slmopt.backends.mlir.backend import Machine, MlirBackend, missing_packages
+from slmopt.backends.mlir.backend import Machine, MlirBackend
+from slmopt.backends.mlir.compiling import missing_packages
 from slmopt.backends.tvm.isa import Isas
 from slmopt.errors import InputError
 from slmopt.offers import Offers
@@ -41,4 +42,4 @@ class ProcessorBackend(MlirBackend):
             isa = None
         compiling, running = missing_packages(run=False), missing_packages(run=True)
         return {"compile": not compiling, "run": not running and isa is not None, "isa": isa,
-                "install": [*compiling, *running]}  # fmt: skip
+                "install": [f"{package} (pip)" for package in (*compiling, *running)]}  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from slmopt.backends.mlir.backend import Machine, MlirBackend, missing_packages
+from slmopt.backends.mlir.backend import Machine, MlirBackend
+from slmopt.backends.mlir.compiling import missing_packages
 from slmopt.errors import InputError, SlmError
 from slmopt.runtime.iree_program import import_runtime
 from slmopt.target import Target
@@ -50,9 +51,9 @@ class VulkanBackend(MlirBackend):
         """What this machine can do with the target, and the devices it has."""
         compiling, running = missing_packages(run=False), missing_packages(run=True)
         devices = [] if running else _devices()
-        packages = [] if devices else ["libvulkan1 (Debian)", "mesa-vulkan-drivers (Debian)"]
+        drivers = [] if devices else ["libvulkan1 (Debian)", "mesa-vulkan-drivers (Debian)"]
         return {"compile": not compiling, "run": bool(devices), "devices": devices,
-                "install": [*compiling, *running, *packages]}  # fmt: skip
+                "install": [*(f"{package} (pip)" for package in (*compiling, *running)), *drivers]}  # fmt: skip
 
 
 def _devices() -> list[str]:

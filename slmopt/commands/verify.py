@@ -8,12 +8,14 @@ tokens as --tokens says. A program for another machine runs under an emulator: -
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slmopt.commands.compile import add_recipe, recipe_of
 from slmopt.commands.console import add_json, positive, print_json
+from slmopt.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from slmopt.expectation import Expectation
@@ -27,11 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", help="directory that `slmopt compile` wrote")
     parser.add_argument("--runner", metavar="COMMAND", help="emulator that runs the program, with its options")
     parser.add_argument("--tokens", type=positive, metavar="N", help=f"greedy tokens to compare; default: {_TOKENS}")
-    parser.add_argument("--tolerance", type=float, metavar="X", help="error allowed, relative to the largest logit")
+    parser.add_argument("--tolerance", type=_tolerance, metavar="X", help="error allowed, of the largest logit")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="default: 1")
     parser.add_argument("--model", metavar="DIR", help="model to compute the expected numbers of again, with:")
     add_recipe(parser, verify=False)
     add_json(parser)
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.artifact)
     manifest = read_manifest(path)
-    expectation = None if arguments.model is None else _expectation(arguments, path, str(manifest["target"]))
+    if missing := sorted({"name", "target"} - manifest.keys()):
+        raise ArtifactError(f"the manifest of {path} has no {missing[0]}; compile the model again")
+    expectation = _expectation(arguments, path, str(manifest["target"]))
     found = check_artifact(
         path, runner=arguments.runner, expectation=expectation, tokens=arguments.tokens,
         tolerance=arguments.tolerance, threads=arguments.threads,
@@ -60,8 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if holds else 1
 
 
-def _expectation(arguments: argparse.Namespace, path: Path, target: str) -> Expectation:
-    """Computed from the model with the recipe, as a compile would rewrite it."""
+def _expectation(arguments: argparse.Namespace, path: Path, target: str) -> Expectation | None:
+    """Computed from the model with the recipe, as a compile would rewrite it; None where no model is named."""
+    if arguments.model is None:
+        given = {"--recipe": arguments.recipe, "--pass": arguments.passes, "--text": arguments.text,
+                 "--text-tokens": arguments.text_tokens}  # fmt: skip
+        if unused := [option for option, value in given.items() if value is not None]:
+            raise InputError(f"{unused[0]} belongs to --model, which is not given: the artifact's own numbers are used")
+        return None
     from slmopt.api import TEXT_TOKENS, prepare, resolve_recipe
     from slmopt.artifact_check import expectation_of
     from slmopt.calibrate import read_text

@@ -248,6 +248,16 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         PROCESSOR.pipeline(toy_model(), Target("cpu:via=mlir"))
 
 
+def test_a_package_whose_parent_is_missing_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str, package: str | None = None) -> None:
+        if "." in name:
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    with pytest.raises(InputError, match=r"needs torch-mlir and iree-base-compiler"):
+        PROCESSOR.pipeline(toy_model(), Target("cpu:via=mlir"))
+
+
 def test_the_program_has_no_weights_inside() -> None:
     program = program_of(with_passes(toy_model(), "incrementalize"), 64, (1, 4))
     text = program.text()

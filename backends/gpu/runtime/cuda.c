@@ -151,8 +151,8 @@ void slm_device_close(slm_device *device) {
     if (device->weights != 0) device->release(device->weights);
     if (device->module != NULL) device->unload_module(device->module);
     drop_context(device);
-    device->release_context(device->number);
   }
+  if (device->context != NULL) device->release_context(device->number);
   free(device->kernels);
   free(device); /* the driver's library stays: it has threads of its own */
 }
