@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import ContractError
 from slmopt.evaluate import measure_perplexity
+from slmopt.ir.text import print_graph
 from slmopt.ledger import Drift, Ledger
 from slmopt.pipeline import Budget, Context, Exact, Lossy, Pass
 from slmopt.probe import Probe, make_probe, measure_drift, relative_error
@@ -27,13 +28,14 @@ class _Baseline:
     """Computed once per model: the probe, its logits in the original and after the latest pass, the perplexity.
 
     `wide`: the latest logits are float64, because activations are rounded on the way: there, a difference in the last
-    bit of float32 can tip a code over, and equal graphs would seem to differ.
+    bit of float32 can tip a code over, and equal graphs would seem to differ. `text`: the @forward that they are of.
     """
 
     probe: Probe
     original: torch.Tensor
     latest: torch.Tensor
     wide: bool
+    text: str
     perplexity: float | None = None
     latest_perplexity: float | None = None
     calibration: Any = None
@@ -45,14 +47,22 @@ class Verification:
     def __init__(self, module: Module, context: Context, budget: Budget, ledger: Ledger) -> None:
         self.context, self.budget = context, budget
         if not isinstance(ledger.baseline, _Baseline):
-            probe, wide = make_probe(module), _rounds(module.graph())
-            logits = probe.forward(module, wide=wide)
-            ledger.baseline = _Baseline(probe, logits, logits, wide)
+            ledger.baseline = _measure_baseline(ledger.original or module)
         self.baseline: _Baseline = ledger.baseline
+        if self.baseline.text != print_graph(module.graph()):
+            self._catch_up(module)
         if context.calibration is not None and self.baseline.calibration is not context.calibration:
             self.baseline.calibration = context.calibration
             self.baseline.perplexity = measure_perplexity(module, context.calibration, context.report)
             self.baseline.latest_perplexity = self.baseline.perplexity
+
+    def _catch_up(self, module: Module) -> None:
+        """Measure the module anew: what unverified passes did to it, the next one is not to answer for."""
+        state, text = self.baseline, self.context.calibration
+        state.text, state.wide = print_graph(module.graph()), _rounds(module.graph())
+        state.latest = state.probe.forward(module, wide=state.wide)
+        if state.calibration is not None and (text is None or text is state.calibration):
+            state.latest_perplexity = measure_perplexity(module, state.calibration, self.context.report)
 
     @property
     def original_perplexity(self) -> float | None:
@@ -96,7 +106,7 @@ class Verification:
                 )
         elif not math.isfinite(relative_error(state.original, logits)):
             raise ContractError(f"pass {item.name} makes logits that are not finite numbers")
-        state.latest, state.wide = logits, wide
+        state.latest, state.wide, state.text = logits, wide, print_graph(after.graph())
 
     def _check_step(self, item: Pass, module: Module) -> None:
         """@step against @forward, without rounding states: what rounding them does is measured as drift."""
@@ -115,6 +125,12 @@ class Verification:
             f"pass {item.name} leaves the budget: perplexity went from {original:.4f} to {found:.4f} "
             f"({found / original - 1:+.2%}), and {limit:+.2%} is allowed"
         )
+
+
+def _measure_baseline(original: Module) -> _Baseline:
+    graph, probe = original.graph(), make_probe(original)
+    logits = probe.forward(original, wide=_rounds(graph))
+    return _Baseline(probe, logits, logits, _rounds(graph), print_graph(graph))
 
 
 def _rounds(graph: Graph) -> bool:

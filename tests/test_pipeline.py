@@ -276,6 +276,28 @@ def test_the_original_runs_once_and_later_pipelines_go_on_from_it(monkeypatch: p
     assert len(before.rows) == 3  # a ledger that was handed out does not grow
 
 
+@pytest.mark.parametrize("text", [TEXT, None])
+def test_what_was_not_verified_is_not_laid_on_the_next_pass(text: Calibration | None) -> None:
+    module = toy_model()
+    Pipeline([]).run(module, Context(calibration=TEXT))
+    Pipeline([PlantedLossy(0.5)], verify=False).run(module, Context(calibration=text))
+    Pipeline([Planted(), Planted(1e-6)]).run(module, Context(calibration=text))
+    first, unverified, *later = module.ledger.rows
+    assert unverified.drift is None
+    for row in later:
+        assert row.drift.max_error == pytest.approx(0.5, rel=1e-4)  # from the original, which stays
+        assert row.perplexity != pytest.approx(first.perplexity, rel=1e-3)
+    with pytest.raises(ContractError, match="pass planted is exact but changes the logits"):
+        Pipeline([Planted(0.01)]).run(module, Context(calibration=text))
+
+
+def test_drift_is_from_the_original_where_the_first_pass_was_not_verified() -> None:
+    module = toy_model()
+    Pipeline([PlantedLossy(0.5)], verify=False).run(module)
+    Pipeline([Planted()]).run(module)
+    assert module.ledger.rows[-1].drift.max_error == pytest.approx(0.5, rel=1e-4)
+
+
 def test_observe_sees_the_module_after_each_pass() -> None:
     seen: list[tuple[str, int]] = []
     Pipeline([Planted(), Planted()]).run(
