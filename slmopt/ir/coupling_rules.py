@@ -156,7 +156,8 @@ def _linear(at: _Linker) -> None:
     for index in range(len(at.shape(x)) - 1):
         at.link(x, index, at.result, index)
     at.link(bias, 0, at.result, -1)
-    at.link_same(residual, at.result) if residual is not None else None
+    if residual is not None:
+        at.link_same(residual, at.result)
 
 
 def _matmul(at: _Linker) -> None:
@@ -215,7 +216,8 @@ def _linear_attention(at: _Linker) -> None:
         at.link(state, 1, key, 1)
         if state is not None:
             at.link(state, 2, key, 3)
-            at.link(state, 3, value, 3) if len(at.shape(state)) > 3 else None
+            if len(at.shape(state)) > 3:
+                at.link(state, 3, value, 3)
 
 
 def _link_heads(at: _Linker, query: Operand, key: Operand, value: Operand) -> None:
@@ -249,7 +251,7 @@ def _reshape(at: _Linker) -> None:
             if len(axes) == 1 and len(factors) == 1:
                 at.link(whole, axes[0], parts, factors[0])
                 break
-            if len(axes) == 1 and len(factors) > 1:
+            if len(axes) == 1 and len(factors) > 1 and isinstance(at.shape(whole)[axes[0]], int):
                 _link_factors(at, whole, axes[0], parts, factors)
                 break
         else:

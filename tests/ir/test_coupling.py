@@ -51,6 +51,28 @@ def test_channels_of_a_gated_feed_forward() -> None:
     assert weights(found) == dict.fromkeys(("g 0", "u 0", "c 0", "d 1"), (0, 1, 2, 3, 4))
 
 
+def test_channels_behind_joined_axes_of_unknown_sizes() -> None:
+    body = """
+    %f = reshape(%x) {shape = [b*s, 12]} : f32[b*s, 12]
+    %u = linear(%f, weight @u : f32[5, 12]) : f32[b*s, 5]
+    %a = relu(%u) : f32[b*s, 5]
+    %d = linear(%a, weight @d : f32[12, 5]) : f32[b*s, 12]
+    %y = reshape(%d) {shape = [b, s, 12]} : f32[b, s, 12]"""
+    module = model(body)
+    found = group(module, "a")
+    assert found.reason is None
+    assert weights(found) == dict.fromkeys(("u 0", "d 1"), (0, 1, 2, 3, 4))
+    assert set(weights(group(module, "f"))) == {"table 1", "u 1"}
+
+
+def test_channels_joined_with_an_axis_of_unknown_size_stay() -> None:
+    body = """
+    %p = permute(%x) {axes = [0, 2, 1]} : f32[b, 12, s]
+    %f = reshape(%p) {shape = [12*b*s]} : f32[12*b*s]
+    %y = reshape(%f) {shape = [b, s, 12]} : f32[b, s, 12]"""
+    assert "merges it with others" in (group(model(body), "x").reason or "")
+
+
 def test_a_stream_couples_all_that_add_to_it() -> None:
     found = group(model(f"{GATED}\n%r = add(%x, %y) : f32[b, s, 12]", "r"), "r")
     assert found.reason is None
