@@ -50,7 +50,8 @@ class Heal(Pass):
     loss: str = option("kl", choices=LOSSES, help="kl: KL(teacher || student); reverse-kl: KL(student || teacher); js: "
                                                   "Jensen-Shannon")  # fmt: skip
     temperature: float = option(1.0, minimum=0.01, maximum=100.0, help="by which logits are divided in the loss")
-    rate: float = option(1e-3, minimum=1e-9, maximum=1.0, help="the highest learning rate; less where little was lost")
+    rate: float = option(1e-3, minimum=1e-9, maximum=1.0, help="the highest learning rate; give less where "
+                                                                  "little was lost")  # fmt: skip
     batch: int = option(2048, minimum=2, help="positions per step, padding included; one document at least")
     warm_up: float = option(0.05, minimum=0.0, maximum=1.0, help="the share of steps over which the rate rises")
     clip: float = option(1.0, minimum=1e-6, help="the largest norm of a step's gradient")
@@ -93,9 +94,9 @@ class Heal(Pass):
         if not context.permits("heal", next(iter(parameters.trained.values())).users[0]):
             return {}
         healed = self._train(teacher, module, values, texts, context.report)
+        context.report(f"healed: {healed.before:.4g} -> {healed.after:.4g} nats on held-out text", 1.0)
         if not healed.values:
             return {}
-        context.report(f"healed: {healed.before:.4g} -> {healed.after:.4g} nats on held-out text", 1.0)
         return put_back(module, parameters, healed.values, f"healed, step {healed.step}")
 
     # --- text ------------------------------------------------------------------------------------------------------
@@ -103,7 +104,8 @@ class Heal(Pass):
         """Calibration text, part of which is held out, and sampled text; where there is only that, part of it."""
         from slmopt.passes.heal.texts import Texts, split_documents
 
-        given = context.calibration.documents if context.calibration is not None else ()
+        documents = context.calibration.documents if context.calibration is not None else ()
+        given = [document for document in documents if len(document) > 1]  # of others no token is predicted
         wanted = max(2, self.tokens // 4) if self.sampled is None else self.sampled
         if not given and not wanted:
             raise InputError("heal{sampled=0} trains on calibration text and none is given: give one with --text")

@@ -111,7 +111,8 @@ def _origins(value: Value, group: Group) -> set[Op]:
 def find_inner(module: Module, kind: Kind, layers: Layers, what: str) -> list[Inner]:
     """The inner dimensions of a kind in the selected layers of @forward, in order.
 
-    UnsupportedError, with the reason, where one of a layer that was named cannot be cut, or where none at all can be;
+    UnsupportedError, with the reason, where one of a layer that was named cannot be cut, or where none at all can be,
+    and where layers were named and none of them has one;
     InputError where there is no such layer. `what` they are called in messages.
     """
     live = without_dead_ops(module)
@@ -134,6 +135,8 @@ def find_inner(module: Module, kind: Kind, layers: Layers, what: str) -> list[In
             found.append(Inner(group.units, tuple(own_ops[op.result.name] for op in readers), own))
     if reasons and not found:
         raise UnsupportedError(reasons[0])
+    if not found and layers != Layers():
+        raise UnsupportedError(f"{what} of layers {layers} is not found by what couples its units: choose other layers")
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from slmopt.errors import InputError
 from slmopt.ir.coupling import Coupling, Group
 from slmopt.ir.graph import Module, Op, Value, Weight
 from slmopt.ir.types import DType
@@ -77,6 +78,8 @@ def _reader(
     mean: Any = sum(one.mean * (one.count / total) for one in found)
     units = group.of(weight, 1)
     assert units is not None and not isinstance(moments, int)
+    if not bool(moments.isfinite().all()):
+        raise InputError(f"the inputs of weight @{weight.key}, to be pruned, are not finite on the calibration text")
     return _Reader(weight, _own_bias(module, ops), module.weights.float(weight.key).double(), moments, mean, units)
 
 

@@ -224,6 +224,8 @@ def test_what_reads_no_text_is_refused() -> None:
         gptq(module, text=None)
     with pytest.raises(UnsupportedError, match="@toy reads no text"):
         gptq(module)
+    with pytest.raises(InputError, match=r"no document of two tokens or more.*more than 1 tokens"):
+        gptq(model(), GPTQ(tokens=1))
 
 
 def test_a_damaged_weight_is_named() -> None:

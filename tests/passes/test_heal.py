@@ -321,6 +321,13 @@ def _no_text() -> None:
     healed(Heal(**SMALL), text=None)
 
 
+def _nothing_to_predict() -> None:
+    context = Context(calibration=Calibration(((1,), (2,), (3,))), original=toy_model())
+    module = toy_model()
+    Damage().run(module, context)
+    Heal(**SMALL).run(module, context)
+
+
 def _one_document() -> None:
     healed(Heal(**SMALL), text=Calibration((tuple(range(20)),)))
 
@@ -334,6 +341,7 @@ def _one_document() -> None:
         (_another_vocabulary, InputError, "the teacher @toy is no language model"),
         (_no_language_model, UnsupportedError, "heal is for language models"),
         (_no_text, InputError, "trains on calibration text and none is given"),
+        (_nothing_to_predict, InputError, "trains on calibration text and none is given"),
         (_one_document, InputError, "holds one document out and there is no other"),
     ],
 )

@@ -208,6 +208,21 @@ def test_wrong_options_are_errors() -> None:
         apply_on_text(toy_model(PLAIN, 6), PruneFFN(layers=Layers("3")))
 
 
+def test_a_layer_without_a_feed_forward_is_told() -> None:
+    layer = '%{1} = linear(%{0}, weight @w{2} : f32[6, 6]) : f32[b, s, 6] loc("layers.{2}")\n' \
+            '%y{2} = add(%{0}, %{1}) : f32[b, s, 6] loc("layers.{2}")\n'  # fmt: skip
+    module = toy_model(layer.format("x", "a", 0) + layer.format("y0", "b", 1), 6, "y1")
+    assert apply_on_text(module, PruneFFN())[1] == {}
+    with pytest.raises(UnsupportedError, match="the feed-forward of layers 1 is not found"):
+        apply_on_text(module, PruneFFN(layers=Layers("1")))
+
+
+def test_inputs_that_are_no_numbers_are_told() -> None:
+    weights = {"u": torch.full((4, 6), float("nan"))}
+    with pytest.raises(InputError, match="the inputs of weight @d, to be pruned, are not finite"):
+        apply_on_text(toy_model(GATED, 6, weights=weights), PruneFFN())
+
+
 def test_it_needs_text_and_raised_ops() -> None:
     module = toy_model(PLAIN, 6)
     with pytest.raises(ContractError, match="'raised'"):
