@@ -23,7 +23,7 @@ from slmopt.backends.tvm.lowerings import Lowerings
 from slmopt.backends.tvm.plan import plan_program
 from slmopt.backends.tvm.sizes import check_options, read_sizes
 from slmopt.cross import compiler_packages, find_compiler, host_machine
-from slmopt.errors import SlmError, UnsupportedError
+from slmopt.errors import InputError, SlmError, UnsupportedError
 from slmopt.expectation import PROBE, expect, greedy_tokens
 from slmopt.ir.graph import Module
 from slmopt.ir.step import step_sizes
@@ -93,6 +93,8 @@ class DeviceBackend:
     def pipeline(self, module: Module, target: Target) -> list[str]:
         """The passes this backend still wants for `module`, in the notation of recipes."""
         DeviceOptions.of(target, module, self.interface)
+        if missing := self.missing_compiler():  # said before passes take their time
+            raise InputError(f"target {target} cannot be compiled for here: install {', '.join(missing)}")
         if "step" in module.graphs:
             return []
         codes = any(op.attributes.get("act") == "q8" for op in module.graph().walk() if op.name == "linear")

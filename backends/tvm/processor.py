@@ -111,6 +111,7 @@ class Processor:
     def pipeline(self, module: Module, target: Target) -> list[str]:
         """The passes this backend still wants for `module`, in the notation of recipes."""
         ProcessorOptions.of(target, module, self)
+        require_compiler(self.machine)  # said before passes take their time
         wanted = []
         if "step" not in module.graphs:
             if any(op.attributes.get("act") == "q8" for op in module.graph().walk() if op.name == "linear"):

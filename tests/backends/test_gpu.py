@@ -35,6 +35,7 @@ from tests.backends.op_module import CONTEXT as ODD_CONTEXT
 from tests.backends.op_module import INTEGERS, ROWS
 from tests.backends.sessions import feed
 from tests.rewritten import CONTEXT, TOKENS, VARIETY, raised, rewritten
+from tests.toy_model import toy_model
 
 TOLERANCE = 1e-3  # of the largest logit
 SIZES = f"context={CONTEXT},chunk=16"
@@ -127,6 +128,12 @@ def test_sessions_are_those_of_processors(model: LanguageModel) -> None:
         first.reset()
         assert first.position == 0
         assert first.logits(ids[:3]).tobytes() == whole[:3].tobytes()
+
+
+def test_a_missing_compiler_is_told_before_passes_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCC", "/nowhere/nvcc")
+    with pytest.raises(InputError, match=r"target cuda cannot be compiled for here: install slmopt\[cuda\] \(pip\)"):
+        CUDA.pipeline(toy_model(), parse_target("cuda"))
 
 
 def open_elsewhere(artifact: Path, **environment: str) -> str:
