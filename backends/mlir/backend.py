@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import slmopt
-from slmopt.artifact import ArtifactWriter
-from slmopt.artifact_check import describe_module
+from slmopt.artifact import ArtifactWriter, WeightsWriter
+from slmopt.artifact_description import write_module_files
 from slmopt.backend import BuildReport
 from slmopt.backends.mlir.compiling import PACKAGES, compile_program, require_compiler
 from slmopt.backends.mlir.program import Program, function_name, program_of
@@ -86,6 +83,7 @@ class MlirBackend(ABC):
             parameters, weights = _write_weights(artifact, module, program, say)
             facts = {
                 "name": name or str(module.metadata.get("name") or module.name), "recipe": recipe,
+                "runtime": "iree", "program": _PROGRAM, "bytes": {"weights": weights.size},
                 "target": f"{self.name}{',' if ':' in self.name else ':'}{machine.described}",
                 "context": program.capacity, "chunk": max(program.sizes), "device": machine.device,
                 "flags": list(machine.processor_flags), "parameters": parameters,
@@ -94,7 +92,7 @@ class MlirBackend(ABC):
             }  # fmt: skip
             expected = expect(module, context=program.capacity, greedy=greedy_tokens(module))
             artifact.write(PROBE, expected.to_json())
-            _write_descriptions(artifact, module, facts, weights, ledger)
+            write_module_files(artifact, module, ledger, facts, weights_hash=weights.hash, packages=tuple(PACKAGES))
         return Path(output)
 
     def _program(self, module: Module, target: Target) -> Program:
@@ -109,8 +107,8 @@ class MlirBackend(ABC):
 
 def _write_weights(
     artifact: ArtifactWriter, module: Module, program: Program, report: BuildReport
-) -> tuple[dict[str, list[int]], dict[str, Any]]:
-    """weights.bin, every key once: where each part lies and how long it is, and the hash and size of all."""
+) -> tuple[dict[str, list[int]], WeightsWriter]:
+    """weights.bin, every key once: where each part lies and how long it is, and what has written them."""
     places: dict[str, list[int]] = {}
     with artifact.weights() as weights:
         for done, weight in enumerate(program.weights):
@@ -118,28 +116,4 @@ def _write_weights(
             for part, data in zip(weight.parts, weight.arrays(value), strict=True):
                 places[part.key] = [weights.append(data), data.nbytes]
             report("weights", done + 1, len(program.weights))
-    return places, {"hash": weights.hash, "bytes": weights.size}
-
-
-def _write_descriptions(
-    artifact: ArtifactWriter, module: Module, facts: Mapping[str, Any], weights: Mapping[str, Any],
-    ledger: Mapping[str, Any] | None,
-) -> None:  # fmt: skip
-    """Everything beside the program and the weights."""
-    artifact.write("module.slm", describe_module(module))
-    tokenizer = module.metadata.get("tokenizer")
-    if tokenizer:
-        artifact.copy(tokenizer, "tokenizer.json")
-    if ledger is not None:
-        artifact.write_json("ledger.json", ledger)
-    files = sorted(path for path in artifact.directory.iterdir() if path.name != "weights.bin")
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    artifact.write_json("manifest.json", {
-        **facts, "runtime": "iree", "program": _PROGRAM, "weights": "weights.bin",
-        "tokenizer": "tokenizer.json" if tokenizer else None, "vocab": int(module.metadata["vocab"]),
-        "bos_token_id": module.metadata.get("bos_token_id"),
-        "eos_token_ids": module.metadata.get("eos_token_ids") or [],
-        "source": module.metadata.get("source"), "bytes": {"weights": weights["bytes"]},
-        "hashes": {**hashes, "weights.bin": weights["hash"]},
-        "versions": {"slmopt": slmopt.__version__, **{package: version(package) for package in PACKAGES}},
-    })  # fmt: skip
+    return places, weights
