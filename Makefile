@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# A process per core, of one thread each; tests of one file stay together, since they share what they compile.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 SYSTEM := $(shell sed '/^#/d' system-packages.txt)
 
 .PHONY: demo test test-slow bench lint system clean
@@ -12,10 +14,10 @@ demo: $(READY)
 	$(BIN)/slmopt demo
 
 test: lint system
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) system
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
