@@ -11,6 +11,7 @@ from slmopt.backends.gpu.linear import linear
 from slmopt.backends.gpu.linear_attention import LinearAttention
 from slmopt.backends.gpu.norm import Norm
 from slmopt.backends.gpu.token_wise import glu, quantize_rows, rope
+from slmopt.backends.tvm.attention_rules import cache_layout
 from slmopt.backends.tvm.lower import Argument, Lowering
 from slmopt.backends.tvm.operands import known_size, optional_weight, required_weight
 from slmopt.backends.tvm.packing import GROUP
@@ -152,23 +153,15 @@ def _cache(lowering: Lowering, state: Value, op: Op) -> DeviceCache:
     known = lowering.caches.get(state)
     if isinstance(known, DeviceCache):
         return known
-    if state.op is not None or state in lowering.views:
-        raise UnsupportedError(f"{op.describe()}: %{state.name} is no state of the step")
-    roles = {use.index for use in op.result.uses if use.op.name == "attention"}
-    others = [user for user in op.result.users if user.name != "attention"]
-    if others or roles not in ({1}, {2}):
-        raise UnsupportedError(f"{op.describe()}: a cache is read by attention alone, as keys or as values")
+    layout = cache_layout(lowering, state, op, STORED)
     _, heads, slots, size = (known_size(d, op) for d in state.shape)
     element = state.type.element
-    if str(element) not in STORED:
-        raise UnsupportedError(f"{op.describe()}: no kernel for a cache of {element}; expected {', '.join(STORED)}")
     width = element.bits // 8 if isinstance(element, DType) else 1
     buffer, scales = Buffer(state.name, "state", heads * slots * size * width), None
     lowering.states.append(buffer)
     if not isinstance(element, DType):
         scales = Buffer(f"{state.name}_scales", "state", heads * slots * -(-size // GROUP) * 4)
         lowering.states.append(scales)
-    layout = "keys" if roles == {1} else "values"
     cache = lowering.caches[state] = DeviceCache(
         buffer=buffer, layout=layout, element=element, heads=heads, size=size, slots=slots, scales=scales
     )
@@ -223,6 +216,8 @@ def lower_linear_attention(lowering: Lowering, op: Op) -> None:
     """Linear attention, its state updated in place."""
     if len(op.results) != 3:
         raise UnsupportedError(f"{op.describe()}: no kernel without a state; run `incrementalize` first")
+    if op.attributes["feature"] != "elu1":
+        raise UnsupportedError(f"{op.describe()}: no kernel for feature {op.attributes['feature']!r}; expected 'elu1'")
     views: list[Any] = [lowering.rows(op.value(index)) for index in range(3)]
     state, normalizer = (lowering.keep(op.results[1 + i], op.value(3 + i)) for i in range(2))
     out = lowering.allocate(op.results[0])

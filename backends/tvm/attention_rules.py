@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from slmopt.backends.tvm import attention as attention_kernels
@@ -14,7 +15,7 @@ from slmopt.errors import UnsupportedError
 from slmopt.ir.graph import Op, Value
 from slmopt.ir.types import DType
 
-__all__ = ["lower_attention", "lower_cache_update", "lower_linear_attention"]
+__all__ = ["cache_layout", "lower_attention", "lower_cache_update", "lower_linear_attention"]
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,29 @@ def _real(op: Op, name: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _cache(lowering: Lowering, state: Value, op: Op) -> BlockCache:
-    """The cache behind a state, laid out for the operand of attention that reads it."""
-    known = lowering.caches.get(state)
-    if isinstance(known, BlockCache):
-        return known
+def cache_layout(lowering: Lowering, state: Value, op: Op, stored: Collection[str]) -> str:
+    """What a cache_update's state holds: "keys" or "values". UnsupportedError where no kernel can read it so."""
     if state.op is not None or state in lowering.views:
         raise UnsupportedError(f"{op.describe()}: %{state.name} is no state of the step")
     roles = {use.index for use in op.result.uses if use.op.name == "attention"}
     others = [user for user in op.result.users if user.name != "attention"]
     if others or roles not in ({1}, {2}):
         raise UnsupportedError(f"{op.describe()}: a cache is read by attention alone, as keys or as values")
-    layout = "keys" if roles == {1} else "values"
+    if str(state.type.element) not in stored:
+        expected = ", ".join(stored)
+        raise UnsupportedError(f"{op.describe()}: no kernel for a cache of {state.type.element}; expected {expected}")
+    return "keys" if roles == {1} else "values"
+
+
+def _cache(lowering: Lowering, state: Value, op: Op) -> BlockCache:
+    """The cache behind a state, laid out for the operand of attention that reads it."""
+    known = lowering.caches.get(state)
+    if isinstance(known, BlockCache):
+        return known
+    layout = cache_layout(lowering, state, op, STORED)
     _, heads, _, size = (known_size(d, op) for d in state.shape)
     capacity, kept = _capacity(lowering, op)
     element = state.type.element
-    if str(element) not in STORED:
-        raise UnsupportedError(f"{op.describe()}: no kernel for a cache of {element}; expected {', '.join(STORED)}")
     buffer = Buffer(state.name, "state", cache_bytes(layout, element, heads, capacity, size))
     lowering.states.append(buffer)
     cache = BlockCache(buffer, layout, element, heads, size, capacity, kept)
