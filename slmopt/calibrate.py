@@ -16,9 +16,17 @@ SEPARATOR = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Documents of token ids, each begun by BOS where the model has one and no longer than its context."""
+    """Documents of token ids, each begun by BOS where the model has one and no longer than its context.
+
+    InputError where there is no token at all.
+    """
 
     documents: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not any(self.documents):
+            raise InputError("the text has no tokens: give one with a document of two tokens or more, and have two of "
+                             "them or more looked at")  # fmt: skip
 
     @property
     def tokens(self) -> int:

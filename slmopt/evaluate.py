@@ -31,6 +31,7 @@ def measure_perplexity(
     """exp(mean of -log p) over every token but the first of each document, in float64.
 
     Each document is run whole through @forward, alone in its batch: the convention of `LanguageModel.perplexity`.
+    InputError where no document has a token to predict.
     """
     import torch
 
@@ -41,6 +42,8 @@ def measure_perplexity(
         nats += _nats(logits[0], document)
         tokens += len(document) - 1
         report("perplexity", (index + 1) / len(calibration.documents))
+    if tokens == 0:
+        raise InputError("the text has no token to predict: it needs a document of two tokens or more")
     return math.exp(min(nats / tokens, 700.0)) if not math.isnan(nats) else math.inf
 
 

@@ -81,3 +81,12 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary() -> None:
     zero = graph.add("constant", [], {"value": 0.0, "element": "f32"}).result
     graph.set_outputs([graph.add("mul", [graph.outputs[0], zero]).result])
     assert measure_perplexity(module, Calibration(((1, 2, 3),))) == pytest.approx(40)
+
+
+def test_text_without_a_token_to_predict_is_told() -> None:
+    with pytest.raises(InputError, match="the text has no tokens"):
+        Calibration(())
+    with pytest.raises(InputError, match="the text has no tokens"):
+        Calibration(((1, 2, 3),)).head(1)
+    with pytest.raises(InputError, match="no token to predict"):
+        measure_perplexity(toy_model(), Calibration(((1,), (2,))))
