@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["PROBE", "Agreement", "Expectation", "Expected", "expect", "greedy_tokens", "read_expectation"]
+__all__ = ["PROBE", "Agreement", "Expectation", "Expected", "expect", "read_expectation"]
 
 PROBE = "probe.json"
 _VERSION = 1
 _COLUMNS = 64  # most tokens whose logits are kept
 _DIGITS = 8  # significant ones of a logit: float32 has no more
+_GREEDY = 24  # tokens, at most
+_PRODUCTS = 1 << 28  # that computing them may take
 _EXACT = 1e-3  # error of float32 programs, relative to the largest logit: sums are added up in another order
 # Where activations or states are rounded, a number on the edge between two codes may fall either way, and all that
 # reads it follows.
@@ -145,12 +147,13 @@ def _read_sequence(data: Mapping[str, Any]) -> Expected:
                     float(data["largest"]))  # fmt: skip
 
 
-def expect(module: Module, *, context: int, greedy: int = 0) -> Expectation:
+def expect(module: Module, *, context: int, greedy: int | None = None) -> Expectation:
     """What the interpreter computes through @step, its states rounded as they are declared.
 
     Ids drawn from the whole vocabulary, as many as a pass is probed with; and `greedy` tokens that follow the token
-    every text begins with. Both are cut to `context` positions.
+    every text begins with, without a number as many as a compile has the time for. Both are cut to `context` positions.
     """
+    greedy = _affordable(module) if greedy is None else greedy
     with _measuring():
         drawn = make_probe(module).inputs[0][0].tolist()[:context]
         prompt = max(1, len(drawn) // 2)
@@ -206,10 +209,10 @@ def _expected(module: Module, name: str, ids: list[int], prompt: int, greedy: bo
                     tuple(leads.tolist()), float(logits.abs().max()))  # fmt: skip
 
 
-def greedy_tokens(module: Module, most: int = 64, operations: int = 1 << 28) -> int:
-    """How many greedy tokens a compile may spend `operations` products on."""
+def _affordable(module: Module) -> int:
+    """How many greedy tokens a compile has the time for: a fraction of a second, whatever the model."""
     numbers = sum(product(type.shape) for type in module.weight_types().values())
-    return min(most, operations // max(1, numbers)) if isinstance(numbers, int) else 0
+    return min(_GREEDY, _PRODUCTS // max(1, numbers)) if isinstance(numbers, int) else 0
 
 
 def _rounds(module: Module) -> bool:

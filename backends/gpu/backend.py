@@ -24,7 +24,7 @@ from slmopt.backends.tvm.plan import plan_program
 from slmopt.backends.tvm.sizes import check_options, read_sizes
 from slmopt.cross import compiler_packages, find_compiler, host_machine
 from slmopt.errors import InputError, SlmError, UnsupportedError
-from slmopt.expectation import PROBE, expect, greedy_tokens
+from slmopt.expectation import PROBE, expect
 from slmopt.ir.graph import Module
 from slmopt.ir.step import step_sizes
 from slmopt.offers import Offers
@@ -125,8 +125,7 @@ class DeviceBackend:
             artifact.write("program.c", program)
             self._link(artifact, name, code)
             report("link", 1, 1)
-            greedy = 0 if self.devices() else greedy_tokens(module)  # where the model is, ask it there
-            artifact.write(PROBE, expect(module, context=options.context, greedy=greedy).to_json())
+            artifact.write(PROBE, expect(module, context=options.context).to_json())
             write_descriptions(artifact, module, facts, plan, ledger, recipe)
         return Path(output)
 

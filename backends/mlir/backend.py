@@ -15,7 +15,7 @@ from slmopt.backends.mlir.compiling import PACKAGES, compile_program, require_co
 from slmopt.backends.mlir.program import Program, function_name, program_of
 from slmopt.backends.tvm.sizes import check_options, read_sizes
 from slmopt.errors import UnsupportedError
-from slmopt.expectation import PROBE, expect, greedy_tokens
+from slmopt.expectation import PROBE, expect
 from slmopt.ir.graph import Module
 from slmopt.target import Target
 
@@ -90,8 +90,7 @@ class MlirBackend(ABC):
                 "steps": {str(size): function_name(size) for size in program.sizes},
                 "states": [{"shape": list(state.shape), "element": state.element} for state in program.states],
             }  # fmt: skip
-            expected = expect(module, context=program.capacity, greedy=greedy_tokens(module))
-            artifact.write(PROBE, expected.to_json())
+            artifact.write(PROBE, expect(module, context=program.capacity).to_json())
             write_module_files(artifact, module, ledger, facts, weights_hash=weights.hash, packages=tuple(PACKAGES))
         return Path(output)
 

@@ -25,7 +25,7 @@ from slmopt.backends.tvm.sizes import check_options, read_sizes
 from slmopt.cross import compiler_packages, find_compiler, host_machine, require_compiler
 from slmopt.emulation import emulator_packages, find_runner
 from slmopt.errors import InputError, SlmError, UnsupportedError
-from slmopt.expectation import PROBE, expect, greedy_tokens
+from slmopt.expectation import PROBE, expect
 from slmopt.ir.graph import Module
 from slmopt.ir.step import step_sizes
 from slmopt.offers import Offers
@@ -143,8 +143,7 @@ class Processor:
             )  # fmt: skip
             self._link(artifact, lowering, plan, facts, objects)
             report("link", 1, 1)
-            greedy = 0 if self.machine == host_machine() else greedy_tokens(module)  # where the model is, ask it there
-            artifact.write(PROBE, expect(module, context=options.context, greedy=greedy).to_json())
+            artifact.write(PROBE, expect(module, context=options.context).to_json())
             write_descriptions(artifact, module, facts, plan, ledger, recipe)
         return Path(output)
 

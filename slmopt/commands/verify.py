@@ -28,7 +28,8 @@ _TOKENS = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", help="directory that `slmopt compile` wrote")
     parser.add_argument("--runner", metavar="COMMAND", help="emulator that runs the program, with its options")
-    parser.add_argument("--tokens", type=positive, metavar="N", help=f"greedy tokens to compare; default: {_TOKENS}")
+    parser.add_argument("--tokens", type=positive, metavar="N", help="greedy tokens to compare; default: "
+                        f"all that the artifact has, {_TOKENS} with --model")  # fmt: skip
     parser.add_argument("--tolerance", type=_tolerance, metavar="X", help="error allowed, of the largest logit")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="default: 1")
     parser.add_argument("--model", metavar="DIR", help="model to compute the expected numbers of again, with:")
