@@ -26,11 +26,11 @@ extern const Entry entries[];
 extern const int entry_count;
 
 namespace {
-enum { OK = 0, INVALID = 1, NO_CONTEXT = 201, BAD_IMAGE = 200, NOT_FOUND = 500 };
+enum { OK = 0, INVALID = 1, NO_CONTEXT = 201, BAD_IMAGE = 200, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 constexpr size_t STACK = 64 * 1024;
 constexpr uint32_t FATBIN = 0xBA55ED50;
 
-int contexts = 0;
+int contexts = 0, launches_left = -1;
 std::map<uint64_t, size_t> memory;
 char context, module, stream;
 
@@ -84,6 +84,7 @@ void __syncthreads() { swapcontext(&fibers[current].state, &scheduler); }
   if (contexts == 0) return NO_CONTEXT
 
 extern "C" {
+void stand_in_fail_after(int launches) { launches_left = launches; }
 int stand_in_allocations() { return (int)memory.size(); }
 int stand_in_contexts() { return contexts; }
 
@@ -148,6 +149,7 @@ int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
   NEEDS_CONTEXT;
   running = (const Entry *)function;
   given = parameters;
+  if (launches_left-- == 0) return LAUNCH_FAILED;
   if (y != 1 || z != 1 || ty != 1 || tz != 1 || shared != 0 || threads != (unsigned)running->threads) return INVALID;
   for (blockIdx.x = 0; blockIdx.x < (int)x; blockIdx.x++) {
     if (running->meets) {

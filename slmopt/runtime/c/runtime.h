@@ -72,6 +72,7 @@ struct slm_session {
   uint8_t *seen;
   slm_sampler sampler;
   int32_t position, threads;
+  int32_t failed;   /* the machine failed in a step: what the state holds is unknown until a reset */
   pid_t process;    /* threads do not survive fork() */
   atomic_flag busy; /* one call at a time */
 };

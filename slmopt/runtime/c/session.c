@@ -110,6 +110,7 @@ void slm_session_leave(slm_session *session) { atomic_flag_clear_explicit(&sessi
 
 int32_t slm_check_ids(const slm_session *session, const int32_t *ids, int32_t count) {
   const slm_program *program = session->model->program;
+  if (session->failed) return slm_fail("the device failed in an earlier call, and the session's state is lost: reset it");
   if (count < 1 || ids == NULL) return slm_fail("no tokens: count is %d%s", (int)count, ids == NULL ? ", ids is NULL" : "");
   if (count > program->context - session->position)
     return slm_fail("%d tokens do not fit: the context has %d positions and %d are taken", (int)count, (int)program->context,
@@ -137,7 +138,10 @@ int32_t slm_session_take(slm_session *session, const int32_t *ids, int32_t count
         .position = session->position,
         .first_logit = logits == NULL ? tokens : all ? 0 : last ? tokens - 1 : tokens,
     };
-    if (slm_team_run(session->team, &frame) != 0) return -1;
+    if (slm_team_run(session->team, &frame) != 0) {
+      session->failed = 1;
+      return -1;
+    }
     session->position += tokens;
   }
   for (int32_t i = 0; i < count; i++) session->seen[ids[i]] = 1;
@@ -168,6 +172,7 @@ int32_t slm_reset(slm_session *session) {
   clear_state(session);
   memset(session->seen, 0, (size_t)session->model->program->vocab);
   session->position = 0;
+  session->failed = 0;
   session->sampler.seeded = 0;
   slm_session_leave(session);
   return 0;

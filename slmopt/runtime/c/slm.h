@@ -8,7 +8,8 @@
  *   slm_close(model);
  *
  * Errors: a function that can fail returns NULL or -1 and leaves a message for slm_last_error. A call that failed changed
- * nothing, and the session stays usable (only slm_generate may have gone part of its way).
+ * nothing, and the session stays usable (only slm_generate may have gone part of its way; a session in which a device failed
+ * takes nothing more before slm_reset).
  * Threads: a model may be used from any thread. Sessions are independent: each may run in a thread of its own. One session
  * serves one call at a time; a second one meanwhile is refused with an error. */
 #ifndef SLM_H
