@@ -24,7 +24,7 @@ from benchmarks.rewrites import ROWS, measure_rewrites, rewrites_table
 _SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 _RESULTS = Path(__file__).parent / "results" / "quality.json"
 _EVERY = 10.0  # seconds
-_PRESETS = ("f32", "f16", "w8", "w4", "w4-kv8")
+_PRESETS = ("f32", "f16", "w8", "w4", "w4-kv8", "w4-gptq")
 
 
 def measure(model: Path, text: str, directory: Path) -> dict[str, dict[str, float]]:
