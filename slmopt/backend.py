@@ -26,7 +26,11 @@ class Backend(Protocol):
     summary: str
 
     def status(self) -> Mapping[str, Any]:
-        """What this machine can do with the target, as JSON values."""
+        """What this machine can do with the target, as JSON values; never an error.
+
+        compile, run: whether it can. emulate: the command of an emulator that runs its programs, if there is one.
+        install: packages to install for what it cannot, each with where it comes from. Others as they help people.
+        """
 
     def supports(self, module: Module, target: Target) -> list[str]:
         """What of the module cannot be compiled, each by op and place; empty where everything can."""

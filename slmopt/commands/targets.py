@@ -1,4 +1,4 @@
-"""List every target and what this machine can do with it."""
+"""List every target: what this machine can do with it, and which packages to install for more."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)
