@@ -252,9 +252,9 @@ def test_ops_may_become_known_after_the_rule_was_made() -> None:
     with pytest.raises(IRError, match="unknown op 'surface_late'"):
         rewrite(module_of("return %x"), [late])
     spec = OpSpec("surface_late", ("x",), lambda made: made.value(0).type, lambda made, x: -x, "-x, for a test")
-    registry.add([spec], "tests")
-    module = module_of("%r = neg(%x) : f32[b, s, 64]\nreturn %r")
-    assert rewrite(module, [late]) == {"late": 1}
+    with registry.having([spec], "tests"):
+        module = module_of("%r = neg(%x) : f32[b, s, 64]\nreturn %r")
+        assert rewrite(module, [late]) == {"late": 1}
 
 
 # --- passes of rules -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from slmopt.backends.tvm.emit import ProgramFacts
 from slmopt.backends.tvm.lowerings import Lowerings
 from slmopt.backends.tvm.plan import plan_program
 from slmopt.backends.tvm.sizes import check_options, read_sizes
+from slmopt.backends.tvm.wanted_passes import wanted_passes
 from slmopt.cross import compiler_packages, find_compiler, host_machine
 from slmopt.errors import InputError, SlmError, UnsupportedError
 from slmopt.expectation import PROBE, expect
@@ -95,10 +96,7 @@ class DeviceBackend:
         DeviceOptions.of(target, module, self.interface)
         if missing := self.missing_compiler():  # said before passes take their time
             raise InputError(f"target {target} cannot be compiled for here: install {', '.join(missing)}")
-        if "step" in module.graphs:
-            return []
-        codes = any(op.attributes.get("act") == "q8" for op in module.graph().walk() if op.name == "linear")
-        return [*(["fuse"] if codes else []), "incrementalize"]
+        return wanted_passes(module)
 
     def build(
         self, module: Module, target: Target, output: str | Path, *, name: str | None = None,

@@ -22,6 +22,7 @@ from slmopt.backends.tvm.lower import Lowering
 from slmopt.backends.tvm.lowerings import Lowerings
 from slmopt.backends.tvm.plan import Plan, plan_program
 from slmopt.backends.tvm.sizes import check_options, read_sizes
+from slmopt.backends.tvm.wanted_passes import wanted_passes
 from slmopt.cross import compiler_packages, find_compiler, host_machine, require_compiler
 from slmopt.emulation import emulator_packages, find_runner
 from slmopt.errors import InputError, SlmError, UnsupportedError
@@ -112,12 +113,7 @@ class Processor:
         """The passes this backend still wants for `module`, in the notation of recipes."""
         ProcessorOptions.of(target, module, self)
         require_compiler(self.machine)  # said before passes take their time
-        wanted = []
-        if "step" not in module.graphs:
-            if any(op.attributes.get("act") == "q8" for op in module.graph().walk() if op.name == "linear"):
-                wanted.append("fuse")
-            wanted.append("incrementalize")
-        return wanted
+        return wanted_passes(module)
 
     def build(
         self, module: Module, target: Target, output: str | Path, *, name: str | None = None,

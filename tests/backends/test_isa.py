@@ -155,7 +155,7 @@ def test_any_file_is_read_or_refused(given_fields: dict[str, str]) -> None:
         else:
             assert isa.lanes == 8 and set(given_fields) <= {
                 "summary", "rank", "cpu", "flags", "cpu_features", "attributes", "prefetch", "half", "fused",
-                "registers", "streams", "token_tile", "block_tile", "linear", "bf16_dot",
+                "registers", "streams", "token_tile", "block_tile", "linear", "bf16_dot", "usual",
             }  # fmt: skip
 
 

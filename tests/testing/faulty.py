@@ -138,7 +138,7 @@ class WrongWithAWindow(_Faulty):
     name: ClassVar[str] = "wrong-with-a-window"
 
     def _finds(self, graph: Graph, op: Op) -> bool:
-        return op.name == "attention" and op.attributes["window"] is not None
+        return op.name == "attention" and op.attributes["window"] is not None and not op.attributes["ring"]
 
     def _edit(self, module: Module, graph: Graph, op: Op) -> None:
         _again(graph, op, window=None)
