@@ -33,11 +33,11 @@ def check_artifact(
     `runner` is the command of an emulator, where this machine does not run the program. `expectation` stands in for
     the one that the artifact carries. `tokens` cuts greedy sequences; `tolerance`, relative to the largest logit,
     stands in for the expectation's. InputError where there is nothing to compare with, or the program does not run
-    here; ArtifactError where it fails, or its program or weights are not those that were written.
+    here; ArtifactError where it fails, or one of its files is not as it was written.
     """
     path = Path(artifact)
     manifest = read_manifest(path)
-    _verify_program(path, manifest)
+    _verify_files(path, manifest)
     if (path / str(manifest.get("weights"))).is_file():
         verify_weights(path)
     found = expectation or read_expectation(path)
@@ -49,16 +49,18 @@ def check_artifact(
     return agreements
 
 
-def _verify_program(path: Path, manifest: Mapping[str, Any]) -> None:
-    """ArtifactError where the program is damaged: loading the rest of a library can end the process."""
-    file = path / str(manifest.get("program" if "library" not in manifest else "library"))
+def _verify_files(path: Path, manifest: Mapping[str, Any]) -> None:
+    """ArtifactError where a file is damaged: loading the rest of a library, say, can end the process."""
     hashes = manifest.get("hashes")
-    expected = hashes.get(file.name) if isinstance(hashes, dict) else None
-    if expected is None or not file.is_file():
-        return  # what opens it says what is missing
-    with open(file, "rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-            raise ArtifactError(f"{file} is damaged: its hash is not the manifest's; compile the model again")
+    if not isinstance(hashes, dict):
+        raise ArtifactError(f"{path / 'manifest.json'} has no hashes of the artifact's files; compile the model again")
+    for name, expected in sorted(hashes.items()):
+        file = path / str(name)
+        if name == manifest.get("weights") or not file.is_file():
+            continue  # weights are read by `verify_weights`; what opens the rest says what is missing
+        with open(file, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+                raise ArtifactError(f"{file} is damaged: its hash is not the manifest's; compile the model again")
 
 
 def artifact_logits(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,12 +108,20 @@ def test_a_program_for_another_machine_agrees(foreign: Path, capsys: pytest.Capt
         np.testing.assert_allclose(runner_logits(foreign, ids, runner, splits=parts), model.logits(ids), atol=1e-5)
 
 
+def replace_file(artifact: Path, name: str, text: str) -> None:
+    """As if it had been compiled with another file."""
+    (artifact / name).write_text(text)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["hashes"][name] = hashlib.sha256(text.encode()).hexdigest()
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_wrong_numbers_fail(native: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(native, damaged)
     data = json.loads((damaged / PROBE).read_text())
     data["sequences"][0]["logits"][3][2] += 2e-3 * data["sequences"][0]["largest"]
-    (damaged / PROBE).write_text(json.dumps(data))
+    replace_file(damaged, PROBE, json.dumps(data))
     assert main(["verify", str(damaged)]) == 1
     assert "WRONG" in capsys.readouterr().out
     assert main(["verify", str(damaged), "--tolerance", "0.01"]) == 0
@@ -146,7 +156,7 @@ def test_what_cannot_be_compared_is_said(native: Path, tmp_path: Path) -> None:
     (bare / PROBE).unlink()
     with pytest.raises(InputError, match=r"has no probe\.json.*compile it again, or name the model"):
         check_artifact(bare)
-    (bare / PROBE).write_text('{"version": 1, "tolerance": 1, "sequences": [{}]}')
+    replace_file(bare, PROBE, '{"version": 1, "tolerance": 1, "sequences": [{}]}')
     with pytest.raises(ArtifactError, match=r"probe\.json is damaged \(KeyError"):
         check_artifact(bare)
     with pytest.raises(InputError, match=r"is not an artifact"):
@@ -163,12 +173,23 @@ def test_damaged_weights_are_found(native: Path, tmp_path: Path) -> None:
         check_artifact(damaged)
 
 
-def test_a_damaged_library_is_found_before_it_is_loaded(native: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["lib*.so", "module.slm", "program.c", PROBE])
+def test_a_damaged_file_is_found_before_anything_is_loaded(native: Path, tmp_path: Path, name: str) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(native, damaged)
-    library = next(damaged.glob("lib*.so"))
-    library.write_bytes(library.read_bytes()[:900])
-    with pytest.raises(ArtifactError, match=r"lib.*\.so is damaged: its hash is not the manifest's"):
+    file = next(damaged.glob(name))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match=f"{re.escape(file.name)} is damaged: its hash is not the manifest's"):
+        check_artifact(damaged)
+
+
+def test_a_manifest_without_hashes_is_damaged(native: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(native, damaged)
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    del manifest["hashes"]
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"manifest\.json has no hashes of the artifact's files"):
         check_artifact(damaged)
 
 
