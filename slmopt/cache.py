@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["cache_directory", "cache_path", "keep", "keep_file"]
+__all__ = ["cache_directory", "cache_path", "keep", "keep_file", "write_file"]
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -47,7 +47,7 @@ def keep(
     if len(digest) == _DIGEST and hashlib.sha256(data).digest() == digest and holds(data):
         return data
     data = make()
-    _write(path, hashlib.sha256(data).digest() + data)
+    write_file(path, hashlib.sha256(data).digest() + data)
     return data
 
 
@@ -76,12 +76,13 @@ def cache_path(kind: str, inputs: bytes) -> Path | None:
     return None if directory is None else directory / kind / name[:2] / name
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write atomically: a reader sees all of it or nothing."""
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a kept file at once: a reader sees all of it or nothing. Nothing is left where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            written = Path(directory) / path.name
+            written.write_bytes(data)
+            written.replace(path)
     except OSError:
         return

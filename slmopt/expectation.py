@@ -7,8 +7,7 @@ each position it has the likeliest token, by how much it leads, and the logits o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from slmopt.interpreter import initial_states, run, step_through
 from slmopt.ir.dims import product
 from slmopt.ir.graph import Module
 from slmopt.ir.types import DType, QuantizedType
-from slmopt.probe import make_probe
+from slmopt.probe import make_probe, measuring
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +153,7 @@ def expect(module: Module, *, context: int, greedy: int | None = None) -> Expect
     every text begins with, without a number as many as a compile has the time for. Both are cut to `context` positions.
     """
     greedy = _affordable(module) if greedy is None else greedy
-    with _measuring():
+    with measuring():
         drawn = make_probe(module).inputs[0][0].tolist()[:context]
         prompt = max(1, len(drawn) // 2)
         sequences = [_expected(module, "drawn", drawn, prompt, False)]
@@ -163,20 +162,6 @@ def expect(module: Module, *, context: int, greedy: int | None = None) -> Expect
             ids = _continue(module, drawn[0] if first is None else int(first), min(greedy, context))
             sequences.append(_expected(module, "greedy", ids, 1, True))
     return Expectation(_ROUNDED if _rounds(module) else _EXACT, tuple(sequences))
-
-
-@contextmanager
-def _measuring() -> Iterator[None]:
-    """Without gradients, in one thread: the same numbers on any number of cores."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _continue(module: Module, first: int, count: int) -> list[int]:

@@ -17,7 +17,7 @@ from slmopt.ledger import Drift
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Probe", "make_probe", "measure_drift", "relative_error"]
+__all__ = ["Probe", "make_probe", "measure_drift", "measuring", "relative_error"]
 
 _BATCH = 2
 _LENGTH = 24
@@ -35,7 +35,7 @@ class Probe:
 
     def forward(self, module: Module, *, wide: bool = False) -> torch.Tensor:
         """The first output of @forward: logits [b, s, vocab]."""
-        with _measuring():
+        with measuring():
             return run(module, "forward", list(self.inputs), wide=wide)[0]
 
     def step(self, module: Module, *, wide: bool = False) -> torch.Tensor:
@@ -47,15 +47,15 @@ class Probe:
         return self._step(module, [self.inputs[0].shape[1]], wide, rounded=True)
 
     def _step(self, module: Module, splits: list[int], wide: bool, rounded: bool) -> torch.Tensor:
-        with _measuring():
+        with measuring():
             parts = [part for part in splits if part]
             return step_through(module, self.inputs[0], parts, wide=wide, rounded=rounded)
 
 
 @contextmanager
-def _measuring() -> Iterator[None]:
-    """Without gradients, in one thread: a few positions take as long with more, which then wait for each other, long
-    where the machine has other work."""
+def measuring() -> Iterator[None]:
+    """Without gradients, in one thread: the same numbers on any number of cores, and a few positions take as long with
+    more, which then wait for each other, long where the machine has other work."""
     import torch
 
     threads = torch.get_num_threads()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmopt.cache import cache_path
+from slmopt.cache import cache_path, write_file
 from slmopt.errors import SlmError
 from slmopt.ir.graph import Module
 from slmopt.ir.text import print_graph
@@ -83,12 +81,7 @@ class Checkpoint:
 
         numbers = {"step": progress.step, "best": progress.best, "best_step": progress.best_step}
         tensors = {name: tensor.detach().contiguous() for name, tensor in progress.tensors.items()}
-        data = save(tensors, {"progress": json.dumps(numbers)})
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
-                file.write(data)
-            os.replace(file.name, self.path)
+        write_file(self.path, save(tensors, {"progress": json.dumps(numbers)}))
 
     def remove(self) -> None:
         """The healing is done."""

@@ -13,9 +13,10 @@ from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.ir.ops.language import quantize_rows
 from slmopt.ir.types import QuantizedType
 from slmopt.ir.weights import QuantizedTensor
-from slmopt.passes.quantize.matrices import Matrix, float_matrices, output_linears, reads_ids, set_weight
+from slmopt.passes.quantize.matrices import Matrix, float_matrices, set_weight
 from slmopt.pipeline import Context, Contract, Lossy, Pass
 from slmopt.staged import StagedRun
+from slmopt.vocabulary import output_linears, reads_ids
 
 if TYPE_CHECKING:
     import torch

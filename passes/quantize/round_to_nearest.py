@@ -11,8 +11,9 @@ from slmopt.errors import InputError
 from slmopt.ir.graph import Module, Op, Weight
 from slmopt.ir.types import QuantizedType
 from slmopt.ir.weights import QuantizedTensor
-from slmopt.passes.quantize.matrices import Matrix, float_matrices, output_linears, reads_ids, set_weight
+from slmopt.passes.quantize.matrices import Matrix, float_matrices, set_weight
 from slmopt.pipeline import Context, Contract, Lossy, Pass
+from slmopt.vocabulary import output_linears, reads_ids
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from typing import ClassVar
 from slmopt.declaration import option
 from slmopt.errors import UnsupportedError
 from slmopt.ir.graph import Module, Op, Weight
-from slmopt.passes.quantize.matrices import output_linears, reads_ids
 from slmopt.passes.share.sharing import mean_of, redirect
 from slmopt.pipeline import Context, Contract, Lossy, Pass
+from slmopt.vocabulary import output_linears, reads_ids
 
 __all__ = ["TieEmbeddings"]
 
@@ -37,7 +37,8 @@ class TieEmbeddings(Pass):
     def run(self, module: Module, context: Context) -> dict[str, int]:
         graph = module.graph("forward")
         tables = _weights([op for op in graph.walk() if op.name == "embedding" and reads_ids(op)])
-        heads = _weights([op for op in graph.walk() if op in output_linears(graph)])
+        outputs = output_linears(graph)
+        heads = _weights([op for op in graph.walk() if op in outputs])
         if not tables or not heads or tables.keys() & heads.keys():
             return {}
         table, head = _only(tables, "embeddings of token ids"), _only(heads, "linears that give logits")
