@@ -67,7 +67,7 @@ def heads_of(group: Group, readers: tuple[Op, ...] = ()) -> bool:
 
 def _makers(group: Group) -> set[Op]:
     """The linears whose outputs the units are."""
-    return {op for op in group.ops if op.name == "linear" and group.of(op.result, -1 % op.result.type.rank) is not None}
+    return {op for op in group.ops if op.name == "linear" and group.of(op.result, -1) is not None}
 
 
 def _comes_back(group: Group, readers: tuple[Op, ...]) -> bool:

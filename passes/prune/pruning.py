@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import InputError
 from slmopt.ir.coupling import Coupling, Group
+from slmopt.ir.cutting import cut_units
 from slmopt.ir.graph import Module, Op, Value, Weight
 from slmopt.ir.types import DType
-from slmopt.passes.prune.cut import cut_units
 from slmopt.passes.prune.inner import Inner
 from slmopt.passes.prune.least_squares import Fit, choose_units, refit
 

@@ -1,7 +1,7 @@
 """Which positions of which axes must be cut together: dimension coupling, for structured pruning.
 
 Method (DepGraph, Fang et al. 2023, arXiv 2301.12900): axes of values and weights are the nodes of a graph, and every op
-links the axes between which it carries positions (`slmopt.ir.coupling_rules`). From one axis, whose positions are units
+links the axes between which it carries positions (`OpSpec.couple`). From one axis, whose positions are units
 of their own at first, units spread along the links to all that must be cut with them; where they meet, they become one.
 So the inputs of an attention's output projection become whole groups of heads, and a fused projection is followed into
 its parts. An axis that reaches an input or output of a graph, or an op that is not understood, cannot be cut.
@@ -9,44 +9,16 @@ its parts. An axis that reaches an input or output of a graph, or an op that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from slmopt.ir.graph import Graph, Module, Op, Operand, Value, Weight
+from slmopt.ir.graph import Graph, Module, Op, Operand, Value, Weight, operand_type
+from slmopt.ir.linking import FIXED, Axis, AxisLinker, Link, axis_of, block_axis, couple_unknown
+from slmopt.ir.types import QuantizedType
 
 __all__ = ["FIXED", "Axis", "Coupling", "Group", "Link"]
-
-FIXED = -1  # the unit of a position that is never cut
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis of a value, or of the weight with a key."""
-
-    tensor: Value | str
-    index: int
-
-    def __str__(self) -> str:
-        name = f"@{self.tensor}" if isinstance(self.tensor, str) else f"%{self.tensor.name}"
-        return f"axis {self.index} of {name}"
-
-
-@dataclass(frozen=True, eq=False)
-class Link:
-    """Two axes between which an op carries positions.
-
-    `channels`: of each end, the number of the channel that each position is in (FIXED: in none); all positions of one
-    channel, at both ends, are cut together. None at both ends: position i of one is position i of the other.
-    `choice`: one of several links of an op, of which one must hold: an axis [h * d] that is split into [h, d] can be
-    cut along h or along d.
-    """
-
-    op: Op | None
-    ends: tuple[Axis, Axis]
-    channels: tuple[Sequence[int], Sequence[int]] | None = None
-    choice: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +43,13 @@ class Group:
         return tuple(found)
 
     def of(self, operand: Operand, index: int) -> tuple[int, ...] | None:
-        """The unit of each position of an axis of a value or weight; None where no unit lies on it."""
+        """The unit of each position of an axis of a value or weight; None where no unit lies on it.
+
+        The axis is counted from the end where `index` is negative.
+        """
         if operand is None:
             return None
-        return self.places.get(Axis(operand.key if isinstance(operand, Weight) else operand, index))
+        return self.places.get(Axis(operand.key if isinstance(operand, Weight) else operand, index % operand.type.rank))
 
     def kept(self, axis: Axis, cut: frozenset[int]) -> list[int]:
         """The positions of an axis that are left when some units are cut."""
@@ -91,31 +66,16 @@ class Coupling:
     def __init__(self, module: Module) -> None:
         import networkx
 
-        from slmopt.ir.coupling_rules import link_graph
-
         self.axes: Any = networkx.MultiGraph()
         self._groups: dict[Axis, Group] = {}
         for graph in module.graphs.values():
-            link_graph(graph, self)
+            _link_graph(graph, self.axes)
 
-    # --- building ----------------------------------------------------------------------------------------------------
-    def add(self, link: Link) -> None:
-        """Link two axes."""
-        self.axes.add_edge(*link.ends, link=link)
-
-    def block(self, axis: Axis, reason: str) -> None:
-        """An axis cannot be cut; the first reason is kept."""
-        self.axes.add_node(axis)
-        self.axes.nodes[axis].setdefault("blocked", reason)
-
-    # --- reading -----------------------------------------------------------------------------------------------------
     def group(self, operand: Operand, index: int) -> Group:
         """What must be cut with the positions of an axis, counted from the end where `index` is negative.
 
         An axis of symbolic size, or of size 1, gives a group without units.
         """
-        from slmopt.ir.coupling_rules import axis_of
-
         axis = axis_of(operand, index)
         if axis is None:
             return Group({}, 0, "the axis has no positions that can be cut: its size is 1, or known when it runs")
@@ -155,10 +115,8 @@ class _Spread:
 
     def result(self) -> Group:
         """Spread until nothing changes; units that met have one number."""
-        from slmopt.ir.coupling_rules import size_of
-
         self.axes.add_node(self.start)
-        self.units[self.start] = list(range(size_of(self.start, self.axes)))
+        self.units[self.start] = list(range(_size_of(self.start, self.axes)))
         waiting = [self.start]
         while waiting:
             while waiting:
@@ -235,3 +193,45 @@ class _Spread:
                 self.units[end] = after
                 changed.append(end)
         return changed
+
+
+def _size_of(axis: Axis, axes: Any) -> int:
+    """The number of positions of an axis."""
+    if isinstance(axis.tensor, str):
+        size = axes.nodes[axis].get("size", 0)
+    else:
+        size = axis.tensor.shape[axis.index]
+    return int(size)
+
+
+def _link_graph(graph: Graph, axes: Any) -> None:
+    """Add the links of every op of a graph; its inputs and outputs, but for states, cannot be cut."""
+    plain = len(graph.inputs) - graph.states, len(graph.outputs) - graph.states
+    for value in graph.inputs[: plain[0]]:
+        _block_all(axes, value, f"%{value.name} is an input of @{graph.name}")
+    for op in graph.walk():
+        for operand in op.operands:
+            if isinstance(operand, Weight):
+                _note_weight(axes, operand)
+        (op.spec.couple or couple_unknown)(AxisLinker(op, axes), op)
+    for value in graph.outputs[: plain[1]]:
+        _block_all(axes, value, f"%{value.name} is an output of @{graph.name}")
+    for before, after in zip(graph.inputs[plain[0] :], graph.outputs[plain[1] :], strict=True):
+        for index in range(len(before.shape)):
+            ends = axis_of(before, index), axis_of(after, index)
+            if ends[0] is not None and ends[1] is not None:
+                axes.add_edge(*ends, link=Link(None, (ends[0], ends[1])))
+
+
+def _note_weight(axes: Any, weight: Weight) -> None:
+    for index, size in enumerate(weight.type.shape):
+        axes.add_node(Axis(weight.key, index), size=size)
+    if isinstance(weight.type.element, QuantizedType):
+        _block_all(axes, weight, f"weight @{weight.key} is quantized ({weight.type}): cut it before that")
+
+
+def _block_all(axes: Any, operand: Operand, reason: str) -> None:
+    for index in range(operand_type(operand).rank):
+        axis = axis_of(operand, index)
+        if axis is not None:
+            block_axis(axes, axis, reason)

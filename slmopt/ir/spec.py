@@ -13,6 +13,7 @@ from slmopt.ir.graph import Attribute, Op, Weight
 from slmopt.ir.types import TensorType
 
 if TYPE_CHECKING:
+    from slmopt.ir.linking import AxisLinker
     from slmopt.ir.step import StepBuilder
 
 __all__ = ["Cost", "OpRegistry", "OpSpec", "Required"]
@@ -51,6 +52,8 @@ class OpSpec:
     a query of attention gives depends on where it stands, but on no other query.)
     `step(builder, op, operands)` rewrites an op that mixes positions into its incremental form with its own state
     (see `slmopt.ir.step`); None: the op can only be decoded where it does not mix positions.
+    `couple(axes, op)` links the axes between which it carries positions, for structured pruning (`slmopt.ir.linking`);
+    None: nothing is known of them, and none is ever cut.
     `summary` says what it computes in a line; `meaning` the rest that one must know to implement it: shapes, formulas,
     every attribute by name, corner cases. `example`: `inputs -> op` as in IR text: `%x: f32[b] -> silu(%x) : f32[b]`.
     """
@@ -65,6 +68,7 @@ class OpSpec:
     mixes: Callable[[Op, str], bool] | None = None
     step: Callable[[StepBuilder, Op, tuple[Any, ...]], tuple[Any, ...]] | None = None
     rowwise: Callable[[Op, str], bool] | None = None
+    couple: Callable[[AxisLinker, Op], None] | None = None
     meaning: str = ""
     example: str = ""
 

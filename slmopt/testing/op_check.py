@@ -1,4 +1,4 @@
-"""Proves an op right on its own: its step rule and its kernels against its reference."""
+"""Proves an op right on its own: its step rule, its kernels and what it couples against its reference."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from slmopt.errors import InputError, UnsupportedError
 from slmopt.ir.graph import Module
 from slmopt.ir.spec import OpSpec
 from slmopt.offers import Offer
+from slmopt.testing.coupling_check import check_coupling
 
 __all__ = ["check_op"]
 
@@ -36,13 +37,13 @@ def check_op(
     spec: OpSpec | Sequence[OpSpec], text: str, *, width: int = 32, tolerance: float = 1e-5,
     lowerings: Mapping[str, Any] | None = None, targets: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """AssertionError where an op computes something else step by step, or compiled, than its reference says.
+    """AssertionError where an op computes something else step by step, compiled, or pruned, than its reference says.
 
     `text` has lines of IR text that use the op on `%x: f32[b, s, width]`, random numbers; the last line's result, of
     the same type, is what is compared: relative to its largest number, as a whole and in parts, with one thread and
-    two, for each of `targets`, or the first target that this machine runs. Neither the op
-    nor its lowerings need be offered by a plugin: `spec` is one OpSpec or several, `lowerings` maps names such as
-    "tvm:OP" to lowerings. UnsupportedError where a target has no kernel.
+    two, for each of `targets`, or the first target that this machine runs. Where the last axis of the result can be cut
+    (`couple`), it is, too. Neither the op nor its lowerings need be offered by a plugin: `spec` is one OpSpec or
+    several, `lowerings` maps names such as "tvm:OP" to lowerings. UnsupportedError where a target has no kernel.
     """
     from slmopt.ir.ops import registry as ops
     from slmopt.ir.text import parse_module
@@ -56,6 +57,7 @@ def check_op(
     with ops.having([spec] if isinstance(spec, OpSpec) else spec, "the op that is checked"):
         module = parse_module(_TEXT.format(width=width, lines="\n    ".join(lines), last=last[1]))
         add_stand_ins(module, drawn=True)
+        check_coupling(lines, last[1], width)
         for target in targets or (registry().default_target(),):
             _check_target(module, target, lowerings or {}, width, tolerance)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from slmopt.interpreter import run
 from slmopt.ir.coupling import FIXED, Coupling, Group
+from slmopt.ir.cutting import cut_units
 from slmopt.ir.graph import Module, Op, Weight
 from slmopt.ir.verify import verify
 from slmopt.passes.canonicalize.canonicalize import Canonicalize
-from slmopt.passes.prune.cut import cut_units
 from slmopt.passes.prune.inner import channels_of, heads_of
 from slmopt.passes.raise_.raising import Raise
 from slmopt.pipeline import Pipeline

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from slmopt.calibrate import tokenize_documents
 from slmopt.errors import ContractError, InputError, UnsupportedError
+from slmopt.ir.linking import couple_elementwise
+from slmopt.ir.ops import registry
 from slmopt.ir.weights import watch_loads
 from slmopt.layers import Layers
 from slmopt.passes.canonicalize.canonicalize import Canonicalize
@@ -18,11 +20,12 @@ from slmopt.passes.prune.prune_ffn import PruneFFN
 from slmopt.passes.quantize.round_to_nearest import Quantize
 from slmopt.passes.raise_.raising import Raise
 from slmopt.pipeline import Context, Pipeline
+from tests.backends import acme
 from tests.passes.calibrated import apply_on_text, error_on_text, toy_model
 from tests.passes.golden import body_of
 from tests.passes.toys import graph_text
 from tests.rewritten import VARIETY, check_rewritten, raised, random_calibration, rewritten
-from tests.stories import MODEL, calibration_text, evaluation_text, needs_stories
+from tests.stories import EVALUATED, needs_stories, perplexity_after
 
 GATED = """
     %g = linear(%x, weight @g : f32[4, 6]) : f32[b, s, 4] loc("layers.0.g")
@@ -99,6 +102,23 @@ def test_inputs_that_are_always_0_are_no_trouble() -> None:
     found, changes = apply_on_text(module, PruneFFN(0.5, damping=0.0))
     assert changes == {"pruned": 1, "channels": 2}
     assert error_on_text(found, module) < 1e-6
+
+
+SQUASHED = """
+    %u = linear(%x, weight @u : f32[8, 6], weight @c : f32[8]) : f32[b, s, 8]
+    %a = squash(%u, weight @scale : f32[8]) : f32[b, s, 8]
+    %d = linear(%a, weight @d : f32[6, 8]) : f32[b, s, 6]
+    %y = add(%x, %d) : f32[b, s, 6]"""
+
+
+def test_ops_of_plugins_are_pruned_through_where_they_say_what_they_couple() -> None:
+    squash = acme.SPECS[0]
+    with registry.having([replace(squash, couple=couple_elementwise)], "test"):
+        found, changes = apply_on_text(toy_model(SQUASHED, 6), PruneFFN())
+        assert changes == {"pruned": 1, "channels": 2}
+        assert {str(found.weights.type(f"{key}.cut")) for key in ("c", "scale")} == {"f32[6]"}
+    with registry.having([squash], "test"):
+        assert apply_on_text(toy_model(SQUASHED, 6), PruneFFN())[1] == {}
 
 
 def test_what_is_fused_already_is_pruned_too() -> None:
@@ -246,13 +266,5 @@ def test_architectures(tmp_path: Path, name: str) -> None:
 @needs_stories
 def test_stories(tmp_path: Path) -> None:
     """A quarter of the channels of a trained model: at most +70 % of perplexity, where nothing is healed."""
-    import slmopt
-
-    module = slmopt.load(MODEL)
-    text = tokenize_documents(module.metadata, calibration_text())
-    passes = [Raise(), Canonicalize(), PruneFFN(), Fuse(), Incrementalize()]
-    Pipeline(passes, verify=False).run(module, Context(calibration=text))
-    artifact = slmopt.compile(module, "cpu", tmp_path / "pruned")
-    with slmopt.open(artifact) as compiled:
-        found = compiled.perplexity(evaluation_text()).perplexity
-    assert 4.3782 < found < 4.3782 * 1.70
+    found = perplexity_after([Raise(), Canonicalize(), PruneFFN(), Fuse(), Incrementalize()], tmp_path)
+    assert EVALUATED < found < EVALUATED * 1.70

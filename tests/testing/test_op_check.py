@@ -10,6 +10,7 @@ import pytest
 from slmopt.backends.tvm.authoring import Lowering, Vectors, elementwise
 from slmopt.errors import InputError, UnsupportedError
 from slmopt.ir.graph import Op
+from slmopt.ir.linking import AxisLinker, couple_elementwise
 from slmopt.ir.ops import registry
 from slmopt.ir.step import StepBuilder
 from slmopt.testing.op_check import check_op
@@ -86,3 +87,26 @@ def test_a_lowering_that_raises_is_named() -> None:
 def test_an_op_that_hides_that_it_mixes_is_found_out() -> None:
     with pytest.raises(AssertionError, match=r"@step of the interpreter, in parts of \(5, 1, 3\)"):
         check_op(replace(SHIFT, mixes=None), "%y = shift_tokens(%x) : f32[b, s, 32]")
+
+
+def couple_wrongly(axes: AxisLinker, op: Op) -> None:
+    """As if the last axis were reversed."""
+    size = 32
+    axes.link(op.operands[0], -1, axes.result, -1, (range(size), range(size)[::-1]))
+
+
+def couple_too_little(axes: AxisLinker, op: Op) -> None:
+    """Nothing is linked."""
+
+
+@pytest.mark.parametrize(
+    ("couple", "words"),
+    [(couple_wrongly, "changes what other units give"), (couple_too_little, "does not link all that must be cut")],
+)
+def test_a_wrong_couple_rule_is_found_out(couple: Any, words: str) -> None:
+    with pytest.raises(AssertionError, match=f"cutting unit 0 of 32 of axis -1 of %y.*{words}"):
+        check_op(replace(SQUASH, couple=couple), SQUASHED, lowerings={"tvm:squash": acme.lower_squash})
+
+
+def test_a_right_couple_rule_passes() -> None:
+    check_op(replace(SQUASH, couple=couple_elementwise), SQUASHED, lowerings={"tvm:squash": acme.lower_squash})

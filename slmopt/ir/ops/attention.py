@@ -6,13 +6,14 @@ from typing import Any
 
 from slmopt.errors import IRError, UnsupportedError
 from slmopt.ir.dims import Dim, dim_symbols, product
-from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.graph import Op, Operand, operand_type
+from slmopt.ir.linking import AxisLinker
 from slmopt.ir.ops.language import QUANTIZED_ROWS, quantize_rows
 from slmopt.ir.spec import OpSpec, Required
 from slmopt.ir.step import StepBuilder
 from slmopt.ir.types import DType, QuantizedType, TensorType
 
-__all__ = ["SPECS"]
+__all__ = ["SPECS", "couple_heads"]
 
 _MASK = {"mask": "causal", "window": None, "chunk": None}
 
@@ -242,13 +243,41 @@ a causal window they are kept in rings of n slots, as cache_update writes them, 
 s - 1, the last position, key and value at slot i < sink are those of position i, at other slots i those of the position
 L - ((L - i) mod (n - sink)), where that is sink or more; the others are empty. n is at least sink + window - 1 + s.
 """.strip()
+def _couple_attention(axes: AxisLinker, op: Op) -> None:
+    query, key, value = op.operands[:3]
+    couple_heads(axes, query, key, value)
+    bias = axes.operand(3)
+    if bias is not None and len(axes.shape(bias)) > 2 and axes.shape(bias)[-3] == axes.shape(query)[1]:
+        axes.link(bias, -3, query, 1)
+    for index in (5, 6):
+        axes.link(axes.operand(index), 0, query, 1)
+
+
+def couple_heads(axes: AxisLinker, query: Operand, key: Operand, value: Operand) -> None:
+    """Query head i reads head i g / h of key and value: with one of these go all its queries."""
+    heads, groups = axes.shape(query)[1], axes.shape(key)[1]
+    if not isinstance(heads, int) or not isinstance(groups, int):
+        return
+    axes.link_same(query, axes.result, but=(3,))
+    axes.link_same(key, value, but=(3,))
+    axes.link(query, 3, key, 3)
+    axes.link(value, 3, axes.result, 3)
+    axes.link(query, 1, key, 1, ([head * groups // heads for head in range(heads)], range(groups)))
+
+
+def _couple_cache_update(axes: AxisLinker, op: Op) -> None:
+    state, new = op.operands[:2]
+    axes.link_same(state, axes.result)
+    axes.link_same(new, axes.result, but=(2,))
+
+
 SPECS: tuple[OpSpec, ...] = (
     OpSpec("attention", ("query", "key", "value", "bias?", "position?", "slopes?", "sinks?"), _attention,
            _attention_reference,
            "softmax(scale q k^T + mask) v per head, with grouped heads, window, chunks, ALiBi, sinks and soft cap",
            {"scale": Required(float), **_MASK, "sink": None, "softcap": None, "ring": False},
            flops=_attention_flops, mixes=_attention_mixes, step=_attention_step, rowwise=_attention_rowwise,
-           meaning=_ATTENTION_MEANING,
+           couple=_couple_attention, meaning=_ATTENTION_MEANING,
            example='%q: f32[b, 8, s, 16], %k: f32[b, 2, s, 16], %v: f32[b, 2, s, 16] -> attention(%q, %k, %v) '
                    '{scale = 0.25, mask = "causal", window = 128} : f32[b, 8, s, 16]'),
     OpSpec("attention_mask", (), _mask, _mask_reference,
@@ -261,6 +290,7 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec("cache_update", ("cache", "new", "position"), _cache_update, _cache_update_reference,
            "the cache with `new` [b, g, t, d] written at position, position + 1, ...",
            {"window": None, "sink": None}, mixes=lambda op, symbol: True,
+           couple=_couple_cache_update,
            meaning="The result is cache [b, g, c, d], with new[..., i, :] converted to its element type in place of "
                    "cache[..., position + i, :]; to q8g32 as quantize_rows converts. position has no axes; position + "
                    "t is at most c. With a `window` the cache is a ring, for attention with this window and this "

@@ -8,6 +8,7 @@ from typing import Any
 from slmopt.errors import IRError
 from slmopt.ir.dims import Dim
 from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.linking import couple_elementwise
 from slmopt.ir.spec import OpSpec, Required
 from slmopt.ir.types import DType, TensorType, parse_element
 
@@ -145,39 +146,49 @@ def _on_two(name: str, element: str, result: str) -> str:
 
 
 SPECS: tuple[OpSpec, ...] = (
-    *(OpSpec(name, ("a", "b"), _binary, _torch(name), f"{text}, elementwise", meaning=_BROADCAST + more,
+    *(OpSpec(name, ("a", "b"), _binary, _torch(name), f"{text}, elementwise", couple=couple_elementwise,
+             meaning=_BROADCAST + more,
              example=_on_two(name, "f32", "f32")) for name, (text, more) in _ARITHMETIC.items()),
     *(OpSpec(name, ("a", "b"), _binary, _torch(name), f"{text}, elementwise on bool",
-             meaning=f"{_BROADCAST} The element type of a, b and the result is bool.",
+             couple=couple_elementwise, meaning=f"{_BROADCAST} The element type of a, b and the result is bool.",
              example=_on_two(name, "bool", "bool")) for name, text in _LOGICAL.items()),
     *(OpSpec(name, ("a", "b"), _comparison, _torch(name), f"{text}, elementwise; bool",
+             couple=couple_elementwise,
              meaning=f"{_BROADCAST} The result is bool.", example=_on_two(name, "i64", "bool"))
       for name, text in _COMPARISONS.items()),
-    *(OpSpec(name, ("x",), _float_unary, _torch(name), f"{text}, elementwise", meaning=_REAL, example=_on_x(name))
+    *(OpSpec(name, ("x",), _float_unary, _torch(name), f"{text}, elementwise", couple=couple_elementwise,
+             meaning=_REAL, example=_on_x(name))
       for name, text in _FLOAT_UNARY.items()),
     OpSpec("div", ("a", "b"), _binary, _div, "a / b, elementwise; rounded down for integers",
+           couple=couple_elementwise,
            meaning=f"{_BROADCAST} The result has the operands' element type. Real numbers divide as IEEE 754 has it; "
                    f"of "
                    "integers the result is the largest not above the quotient, and b is not 0.",
            example=_on_two("div", "f32", "f32")),
-    OpSpec("neg", ("x",), _unary, _torch("neg"), "-x, elementwise", meaning=_SIGNED, example=_on_x("neg")),
-    OpSpec("abs", ("x",), _unary, _torch("abs"), "absolute value, elementwise", meaning=_SIGNED, example=_on_x("abs")),
+    OpSpec("neg", ("x",), _unary, _torch("neg"), "-x, elementwise", couple=couple_elementwise,
+           meaning=_SIGNED, example=_on_x("neg")),
+    OpSpec("abs", ("x",), _unary, _torch("abs"), "absolute value, elementwise", couple=couple_elementwise,
+           meaning=_SIGNED, example=_on_x("abs")),
     OpSpec("logical_not", ("x",), _unary, _torch("logical_not"), "not x, elementwise on bool",
-           meaning=_SAME.format("bool"), example=_on_x("logical_not", "bool[b, s]")),
-    OpSpec("relu", ("x",), _unary, _torch("relu"), "max(x, 0), elementwise", meaning=_SIGNED, example=_on_x("relu")),
+           couple=couple_elementwise, meaning=_SAME.format("bool"), example=_on_x("logical_not", "bool[b, s]")),
+    OpSpec("relu", ("x",), _unary, _torch("relu"), "max(x, 0), elementwise", couple=couple_elementwise,
+           meaning=_SIGNED, example=_on_x("relu")),
     OpSpec("silu", ("x",), _float_unary, _functional("silu"), "x * sigmoid(x), elementwise",
-           meaning=f"x / (1 + exp(-x)). {_REAL}", example=_on_x("silu")),
+           couple=couple_elementwise, meaning=f"x / (1 + exp(-x)). {_REAL}", example=_on_x("silu")),
     OpSpec("softplus", ("x",), _float_unary, _functional("softplus"), "log(1 + exp(x)), elementwise",
-           meaning=f"x itself where x > 20. {_REAL}", example=_on_x("softplus")),
+           couple=couple_elementwise, meaning=f"x itself where x > 20. {_REAL}", example=_on_x("softplus")),
     OpSpec("gelu", ("x",), _float_unary, _gelu, "x * Phi(x), elementwise (Hendrycks and Gimpel 2016)",
            {"approximate": False},
+           couple=couple_elementwise,
            meaning=f"`approximate` false: x (1 + erf(x / sqrt(2))) / 2; true: x (1 + tanh(sqrt(2 / pi) (x + 0.044715 "
                    f"x^3))) / 2. {_REAL}", example=_on_x("gelu")),
     OpSpec("where", ("condition", "a", "b"), _where, _torch("where"), "a where the condition holds, else b",
+           couple=couple_elementwise,
            meaning="The condition is bool; a and b have one element type, which is the result's. The three shapes "
                    "broadcast as in numpy.",
            example="%c: bool[s, 1], %a: f32[b, s, 8], %b: f32[] -> where(%c, %a, %b) : f32[b, s, 8]"),
     OpSpec("cast", ("x",), _cast, _cast_reference, "x converted to `element`", {"element": Required(str)},
+           couple=couple_elementwise,
            meaning="`element` is a plain element type. Real numbers are rounded to the nearest, ties to even; integers "
                    "get what is before the point; bool is whether x is not 0, and as a number 0 or 1.",
            example='%x: i64[b, s] -> cast(%x) {element = "f32"} : f32[b, s]'),

@@ -7,6 +7,7 @@ from typing import Any
 from slmopt.errors import IRError
 from slmopt.ir.dims import Dim, dim_symbols, product
 from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.linking import AxisLinker, couple_elementwise
 from slmopt.ir.ops.elementwise import broadcast_shapes
 from slmopt.ir.spec import OpSpec, Required
 from slmopt.ir.types import DType, QuantizedType, TensorType
@@ -196,9 +197,48 @@ def _quantize_rows(op: Op) -> TensorType:
 
 
 _OUTPUT = {"output": "f32"}
+def _couple_linear(axes: AxisLinker, op: Op) -> None:
+    x, weight, bias, residual = (axes.operand(index) for index in range(4))
+    axes.link(x, -1, weight, 1)
+    axes.link(weight, 0, axes.result, -1)
+    for index in range(len(axes.shape(x)) - 1):
+        axes.link(x, index, axes.result, index)
+    axes.link(bias, 0, axes.result, -1)
+    if residual is not None:
+        axes.link_same(residual, axes.result)
+
+
+def _couple_embedding(axes: AxisLinker, op: Op) -> None:
+    ids, table = op.operands
+    axes.block(table, 0, "picks rows of it by number")
+    axes.link(table, 1, axes.result, -1)
+    for index in range(len(axes.shape(ids))):
+        axes.link(ids, index, axes.result, index)
+
+
+def _couple_norm(axes: AxisLinker, op: Op) -> None:
+    axes.link_same(axes.operand(0), axes.result)
+    for index in (1, 2):
+        axes.link(axes.operand(index), 0, axes.result, -1)
+
+
+def _couple_rope(axes: AxisLinker, op: Op) -> None:
+    x, *tables = op.operands
+    last = len(axes.shape(x)) - 1
+    axes.link_same(x, axes.result, but=(last,))
+    for operand in (*op.operands, axes.result):
+        axes.block(operand, -1, "turns its positions in pairs")
+    for table in tables:
+        rank = len(axes.shape(table))
+        for back in range(2, rank + 1):
+            if axes.shape(table)[-back] == axes.shape(x)[-back]:
+                axes.link(table, -back, x, -back)
+
+
 SPECS: tuple[OpSpec, ...] = (
     OpSpec("embedding", ("ids", "table"), _embedding, _embedding_reference, "rows of `table` [rows, width] by ids",
            mixes=lambda op, symbol: symbol in dim_symbols(operand_type(op.operands[1]).shape[0]),
+           couple=_couple_embedding,
            meaning="result[..., j] = table[ids[...], j] in f32. The ids are i64 or i32, from 0 to rows - 1; the table "
                    "may "
                    "be of any element type, quantized ones included.",
@@ -206,6 +246,7 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec("linear", ("x", "weight", "bias?", "residual?"), _linear, _linear_reference,
            "activation(x W^T + bias) + residual; act = \"q8\": x is first snapped to the q8g32 grid, \"bf16\": rounded",
            {"activation": None, "act": None}, flops=_linear_flops, mixes=_last_mixes,
+           couple=_couple_linear,
            meaning="result[..., i] = f(sum over j of x[..., j] weight[i, j] + bias[i]) + residual[..., i], with x "
                    "[..., k], "
                    "weight [n, k], bias [n], residual [..., n]; the result is f32. x and weight are real or "
@@ -231,6 +272,7 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec("rms_norm", ("x", "weight?"), _norm, _rms_norm_reference,
            "x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019)",
            {"eps": Required(float), **_OUTPUT}, mixes=_last_mixes,
+           couple=_couple_norm,
            meaning="mean is that of the last axis, of size k; `eps` is added to it; weight has shape [k], absent it "
                    "is 1. "
                    'The result is f32, or with `output` = "q8g32" snapped and stored as quantize_rows has it.',
@@ -238,6 +280,7 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec("layer_norm", ("x", "weight?", "bias?"), _norm, _layer_norm_reference,
            "(x - mean) / sqrt(var + eps) * weight + bias over the last axis (Ba et al. 2016)",
            {"eps": Required(float), **_OUTPUT}, mixes=_last_mixes,
+           couple=_couple_norm,
            meaning="mean and var = mean((x - mean)^2) are those of the last axis, of size k; `eps` is added to var; "
                    "weight "
                    "and bias have shape [k], absent they are 1 and 0. The result is f32, or with `output` = \"q8g32\" "
@@ -248,6 +291,7 @@ SPECS: tuple[OpSpec, ...] = (
     OpSpec("rope", ("x", "cos", "sin"), _rope, _rope_reference,
            "rotary position embedding of the first cos.shape[-1] elements: x cos + rotate(x) sin (Su et al. 2021)",
            {"style": "half"},
+           couple=_couple_rope,
            meaning="cos and sin have one type; their last axis r is even and at most that of x, their other axes "
                    "broadcast "
                    'to those of x. `style` = "half", for i < r/2: result[i] = x[i] cos[i] - x[i + r/2] sin[i], '
@@ -259,6 +303,7 @@ SPECS: tuple[OpSpec, ...] = (
                    '{style = "half"} : f32[b, 8, s, 16]'),
     OpSpec("glu", ("gate", "up"), _glu, _glu_reference, "activation(gate) * up (Shazeer 2020)",
            {"activation": "silu", **_OUTPUT},
+           couple=couple_elementwise,
            meaning="gate and up have one shape. `activation` as in linear. The result is f32, or with `output` = "
                    '"q8g32" snapped and stored as quantize_rows has it.',
            example='%gate: f32[b, s, 172], %up: f32[b, s, 172] -> glu(%gate, %up) {activation = "silu"} : f32[b, s, '

@@ -7,6 +7,8 @@ from typing import Any
 from slmopt.errors import IRError, UnsupportedError
 from slmopt.ir.dims import Dim, dim_symbols, product
 from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.linking import AxisLinker
+from slmopt.ir.ops.attention import couple_heads
 from slmopt.ir.spec import OpSpec
 from slmopt.ir.step import StepBuilder
 from slmopt.ir.types import DType, TensorType
@@ -101,11 +103,22 @@ where x > 0, else exp(x). What divides counts as {LEAST:g} where it is less. S b
 f32[b, g, d, e], and z is normalizer, f32[b, g, d]; absent both are 0, and the op has one result. Where they are given,
 the second result is S and the third z after the last position: what a step keeps does not grow with the sequence.
 """.strip()
+def _couple(axes: AxisLinker, op: Op) -> None:
+    query, key, value = op.operands[:3]
+    couple_heads(axes, query, key, value)
+    for state in (*op.operands[3:], *op.results[1:]):
+        axes.link(state, 1, key, 1)
+        if state is not None:
+            axes.link(state, 2, key, 3)
+            if len(axes.shape(state)) > 3:
+                axes.link(state, 3, value, 3)
+
+
 SPECS: tuple[OpSpec, ...] = (
     OpSpec("linear_attention", ("query", "key", "value", "state?", "normalizer?"), _linear_attention,
            _linear_attention_reference,
            "causal attention with weights f(q) . f(k) / sum f(q) . f(k), from a state of one matrix per head",
-           {"feature": "elu1"}, flops=_flops, mixes=_mixes, step=_step, meaning=_MEANING,
+           {"feature": "elu1"}, flops=_flops, mixes=_mixes, step=_step, couple=_couple, meaning=_MEANING,
            example='%q: f32[b, 8, s, 16], %k: f32[b, 2, s, 16], %v: f32[b, 2, s, 16] -> linear_attention(%q, %k, %v) '
                    '{feature = "elu1"} : f32[b, 8, s, 16]'),
 )  # fmt: skip

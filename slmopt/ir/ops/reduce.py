@@ -7,6 +7,7 @@ from typing import Any
 from slmopt.errors import IRError
 from slmopt.ir.dims import Dim, dim_symbols, product
 from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.linking import AxisLinker
 from slmopt.ir.ops.elementwise import broadcast_shapes
 from slmopt.ir.ops.shape import axis_of
 from slmopt.ir.spec import OpSpec, Required
@@ -78,25 +79,57 @@ def _reduced(name: str) -> str:
     return f"%x: f32[b, s, 8] -> {name}(%x) {{axis = 2, keep = true}} : f32[b, s, 1]"
 
 
+def _couple_reduced(axes: AxisLinker, op: Op) -> None:
+    """Along other axes each position is reduced by itself."""
+    x = axes.operand(0)
+    axis: Any = op.attributes["axis"]
+    axis %= len(axes.shape(x))
+    gone = len(axes.shape(x)) - len(axes.shape(axes.result))
+    axes.block(x, axis, "combines its positions")
+    for index in range(len(axes.shape(x))):
+        if index != axis:
+            axes.link(x, index, axes.result, index - gone if index > axis else index)
+    if not gone:
+        axes.block(axes.result, axis, "combines its positions")
+
+
+def _couple_matmul(axes: AxisLinker, op: Op) -> None:
+    left, right = op.operands
+    axes.link(left, -1, right, -2)
+    axes.link(left, -2, axes.result, -2)
+    axes.link(right, -1, axes.result, -1)
+    ranks = [len(axes.shape(operand)) for operand in (left, right, axes.result)]
+    for operand, rank in ((left, ranks[0]), (right, ranks[1])):
+        for back in range(3, rank + 1):
+            if axes.shape(operand)[-back] == axes.shape(axes.result)[-back]:
+                axes.link(operand, -back, axes.result, -back)
+
+
 SPECS: tuple[OpSpec, ...] = (
     OpSpec("sum", ("x",), _reduce, _reference_reduce("sum"), "sum along an axis", _KEEP, mixes=_mixes_axis,
+           couple=_couple_reduced,
            meaning="The sum of the elements along `axis`, 0 of none." + _REDUCED, example=_reduced("sum")),
     OpSpec("mean", ("x",), _reduce, _reference_reduce("mean"), "mean along an axis", _KEEP, mixes=_mixes_axis,
+           couple=_couple_reduced,
            meaning="The sum along `axis`, divided by the number of elements; x is real." + _REDUCED,
            example=_reduced("mean")),
     OpSpec("amax", ("x",), _reduce, _reference_reduce("amax"), "maximum along an axis", _KEEP, mixes=_mixes_axis,
+           couple=_couple_reduced,
            meaning="The largest element along `axis`, which is not empty; NaN where there is one." + _REDUCED,
            example=_reduced("amax")),
     OpSpec("softmax", ("x",), _same, lambda op, x: x.softmax(_axis(op)), "exp(x) / sum exp(x) along an axis", _AXIS,
            mixes=_mixes_axis,
+           couple=_couple_reduced,
            meaning="exp(x - m) / sum(exp(x - m)), m the maximum along `axis`; x is real. All -inf gives NaN." + _ALONG,
            example="%x: f32[b, 4, s, s] -> softmax(%x) {axis = 3} : f32[b, 4, s, s]"),
     OpSpec("cumsum", ("x",), _same, lambda op, x: x.cumsum(_axis(op)).to(x.dtype), "running sum along an axis", _AXIS,
-           mixes=_mixes_axis, meaning="Element i is the sum of the elements 0 to i along `axis`." + _ALONG,
+           mixes=_mixes_axis, couple=_couple_reduced,
+           meaning="Element i is the sum of the elements 0 to i along `axis`." + _ALONG,
            example="%x: f32[b, s] -> cumsum(%x) {axis = 1} : f32[b, s]"),
     OpSpec("matmul", ("a", "b"), _matmul, lambda op, a, b: a.matmul(b),
            "matrix product of [..., m, k] and [..., k, n], leading axes broadcast", flops=_matmul_flops,
            mixes=_matmul_mixes,
+           couple=_couple_matmul,
            meaning="result[..., i, j] = sum over l of a[..., i, l] b[..., l, j]. a and b have at least two axes and "
                    "one "
                    "element type, the result's; the axes before the last two broadcast as in numpy.",

@@ -7,7 +7,9 @@ from typing import Any
 from slmopt.errors import IRError, UnsupportedError
 from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols, product, symbol
 from slmopt.ir.graph import Op, operand_type
+from slmopt.ir.linking import FIXED, AxisLinker, couple_elementwise, couple_nothing
 from slmopt.ir.ops.elementwise import broadcast_shapes
+from slmopt.ir.ops.reshape_axes import couple_reshape
 from slmopt.ir.spec import OpSpec, Required
 from slmopt.ir.types import DType, TensorType, parse_element
 
@@ -224,55 +226,115 @@ def _arange_step(builder: Any, op: Op, operands: tuple[Any, ...]) -> tuple[Any, 
 
 
 _ELEMENT = {"element": Required(str)}
+def _couple_arange(axes: AxisLinker, op: Op) -> None:
+    axes.block(axes.result, 0, "counts positions")
+
+
+def _couple_permute(axes: AxisLinker, op: Op) -> None:
+    order: Any = op.attributes["axes"]
+    for index, source in enumerate(order):
+        axes.link(axes.operand(0), source, axes.result, index)
+
+
+def _couple_slice(axes: AxisLinker, op: Op) -> None:
+    axis, start, stop, step = slice_bounds(op)
+    x = axes.operand(0)
+    axes.link_same(x, axes.result, but=(axis,))
+    size = axes.shape(x)[axis]
+    if not isinstance(size, int):
+        return
+    if not isinstance(start, int) or not isinstance(stop, int) or step != 1:
+        axes.block(x, axis, "takes some of its positions, which are no range of known numbers")
+        axes.block(axes.result, axis, "takes some of its positions, which are no range of known numbers")
+        return
+    channels = [position - start if start <= position < stop else FIXED for position in range(size)]
+    axes.link(x, axis, axes.result, axis, (channels, range(stop - start)))
+
+
+def _couple_concat(axes: AxisLinker, op: Op) -> None:
+    axis: Any = op.attributes["axis"]
+    axis %= len(axes.shape(axes.result))
+    total, start = axes.shape(axes.result)[axis], 0
+    for part in op.operands:
+        axes.link_same(part, axes.result, but=(axis,))
+        size = axes.shape(part)[axis]
+        if isinstance(total, int) and isinstance(size, int):
+            channels = [p - start if start <= p < start + size else FIXED for p in range(total)]
+            axes.link(part, axis, axes.result, axis, (range(size), channels))
+            start += size
+
+
+def _couple_gather(axes: AxisLinker, op: Op) -> None:
+    table, index = op.operands
+    axis: Any = op.attributes["axis"]
+    axis %= len(axes.shape(table))
+    more = len(axes.shape(index)) - 1
+    axes.block(table, axis, "picks positions of it by number")
+    for own in range(len(axes.shape(table))):
+        if own != axis:
+            axes.link(table, own, axes.result, own if own < axis else own + more)
+    for own in range(more + 1):
+        axes.link(index, own, axes.result, axis + own)
+
+
 SPECS: tuple[OpSpec, ...] = (
     OpSpec("constant", (), _constant, _reference_full, "one number", {"value": Required(float), **_ELEMENT},
+           couple=couple_nothing,
            meaning="A tensor without axes that holds `value`, rounded to the plain element type `element`.",
            example='-> constant() {value = 1e-05, element = "f32"} : f32[]'),
     OpSpec("full", (), _full, _reference_full, "a tensor of one number",
            {"shape": Required(tuple), "value": Required(float), **_ELEMENT},
+           couple=couple_nothing,
            meaning="Every element of `shape` is `value`, rounded to the plain element type `element`.",
            example='%x: f32[b, s] -> full() {shape = [b, s], value = 0.0, element = "f32"} : f32[b, s]'),
     OpSpec("arange", (), _arange, _reference_arange, "start, start + 1, ... below stop",
            {"start": 0, "stop": Required(int), **_ELEMENT},
            mixes=lambda op, symbol: symbol in dim_symbols(op.results[0].shape[0]), step=_arange_step,
+           couple=_couple_arange,
            meaning="One axis of stop - start elements of the plain element type `element`: `start`, `start` + 1, ... "
                    "up "
                    "to `stop` - 1. In a step, position is added: arange(s) counts the positions of the tokens.",
            example='%ids: i64[b, s] -> arange() {start = 0, stop = s, element = "i64"} : i64[s]'),
     OpSpec("dimension", (), _dimension, _reference_dimension, "a symbolic size as a number",
            {"value": Required(int)}, mixes=lambda op, symbol: symbol in dim_symbols(op.attributes["value"]),  # type: ignore[arg-type]
-           meaning="A tensor without axes that holds the size `value` when the graph runs.",
+           couple=couple_nothing, meaning="A tensor without axes that holds the size `value` when the graph runs.",
            example="%ids: i64[b, s] -> dimension() {value = s} : i64[]"),
     OpSpec("reshape", ("x",), _reshape, lambda op, x: x.reshape(_numbers(op, "shape")),
            "the same elements in row-major order under another shape", {"shape": Required(tuple)},
            mixes=_reshape_mixes,
+           couple=couple_reshape,
            meaning="`shape` has as many elements as x: the sizes multiply to the same polynomial.",
            example="%x: f32[b, s, 64] -> reshape(%x) {shape = [b, s, 8, 8]} : f32[b, s, 8, 8]"),
     OpSpec("permute", ("x",), _permute, lambda op, x: x.permute(op.attributes["axes"]),
            "result axis i is operand axis axes[i]", {"axes": Required(tuple)},
+           couple=_couple_permute,
            meaning="`axes` is a permutation of 0, 1, ...: result[i0, i1, ...] = x at the position whose coordinate "
                    "along "
                    "axis axes[k] is ik.",
            example="%x: f32[b, s, 8, 4] -> permute(%x) {axes = [0, 2, 1, 3]} : f32[b, 8, s, 4]"),
     OpSpec("expand", ("x",), _expand, lambda op, x: x.expand(_numbers(op, "shape")),
            "axes of size 1 repeated to `shape` (numpy broadcasting)", {"shape": Required(tuple)},
+           couple=couple_elementwise,
            meaning="The shape of x, aligned at the last axis, has the sizes of `shape` or 1; axes may be added in "
                    "front.",
            example="%x: f32[b, 1, s, 8] -> expand(%x) {shape = [b, 4, s, 8]} : f32[b, 4, s, 8]"),
     OpSpec("slice", ("x",), _slice, _reference_slice, "x[start:stop:step] along an axis; stop none: to the end",
            {"axis": Required(int), "start": 0, "stop": None, "step": 1}, mixes=_slice_mixes,
+           couple=_couple_slice,
            meaning="Along `axis` (negative: counted from the end) the elements `start`, `start` + `step`, ... before "
                    "`stop`; 0 <= start <= stop <= size. `stop` none is the size. `step` is at least 1, and 1 where the "
                    "number of elements is symbolic.",
            example="%x: f32[b, s, 96] -> slice(%x) {axis = 2, start = 32, stop = 64, step = 1} : f32[b, s, 32]"),
     OpSpec("concat", ("*parts",), _concat, _reference_concat, "the operands one after another along an axis",
            {"axis": Required(int)}, mixes=_concat_mixes,
+           couple=_couple_concat,
            meaning="At least one operand; element types and all sizes but the one along `axis` (negative: counted from "
                    "the end) agree.",
            example="%a: f32[b, s, 4], %b: f32[b, s, 12] -> concat(%a, %b) {axis = 2} : f32[b, s, 16]"),
     OpSpec("gather", ("table", "index"), _gather, _reference_gather,
            "table rows picked by index along an axis: shape table[:axis] + index + table[axis+1:]", {"axis": 0},
            mixes=_mixes_axis,
+           couple=_couple_gather,
            meaning="result[p..., i..., q...] = table[p..., index[i...], q...], the axis between p and q being `axis` "
                    "(negative: counted from the end). The index is i64 or i32, from 0 to the size of that axis - 1.",
            example="%ids: i64[b, s], %t: f32[16, 8] -> gather(%t, %ids) {axis = 0} : f32[b, s, 8]"),
