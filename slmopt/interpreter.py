@@ -184,7 +184,7 @@ def initial_states(
 
     from slmopt.ir.torch_types import torch_dtype
 
-    sizes = step_sizes(batch, capacity, chunk or capacity)
+    sizes = step_sizes(graph, batch, capacity, chunk or capacity)
     states = graph.inputs[len(graph.inputs) - graph.states :]
     types = [state.type.substitute(sizes) for state in states]
     plain = [DType.f32 if isinstance(t.element, QuantizedType) else t.element for t in types]

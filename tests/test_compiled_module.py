@@ -1,14 +1,17 @@
-"""A plain torch.nn.Module, compiled: its library's logits are the module's."""
+"""A plain torch.nn.Module, and one written in IR, compiled: the library's logits are the module's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import slmopt
+from slmopt.interpreter import forward
+from tests.passes.toys import toy
 
 
 class Block(nn.Module):
@@ -51,3 +54,24 @@ def test_a_plain_module_is_compiled(tmp_path: Path) -> None:
     ids = torch.randint(0, 50, (1, 40))
     with torch.no_grad(), slmopt.open(artifact) as compiled:
         np.testing.assert_allclose(compiled.logits(ids[0].tolist()), model(ids)[0].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", ["b", "n"])
+def test_the_symbol_of_sequences_may_have_any_name(batch: str, tmp_path: Path) -> None:
+    """One that attends over its past, so that it keeps a state for each of them."""
+    heads = f"f32[{batch}, 2, s, 8]"
+    module = toy(f"""
+        %x = embedding(%ids, weight @table : f32[30, 16]) : f32[{batch}, s, 16]
+        %r = reshape(%x) {{shape = [{batch}, s, 2, 8]}} : f32[{batch}, s, 2, 8]
+        %h = permute(%r) {{axes = [0, 2, 1, 3]}} : {heads}
+        %a = attention(%h, %h, %h) {{scale = 0.3}} : {heads}
+        %p = permute(%a) {{axes = [0, 2, 1, 3]}} : f32[{batch}, s, 2, 8]
+        %m = reshape(%p) {{shape = [{batch}, s, 16]}} : f32[{batch}, s, 16]
+        %y = linear(%m, weight @table : f32[30, 16]) : f32[{batch}, s, 30]
+        return %y
+    """, signature=f"%ids: i64[{batch}, s]")  # fmt: skip
+    module.metadata.update(batch=batch, sequence="s", context=32, vocab=30)
+    artifact = slmopt.compile(module, "cpu", tmp_path / "model", recipe=["incrementalize"])
+    ids = torch.arange(20)[None] * 7 % 30
+    with slmopt.open(artifact) as compiled:
+        np.testing.assert_allclose(compiled.logits(ids[0].tolist()), forward(module, ids)[0].numpy(), atol=1e-5)

@@ -67,7 +67,7 @@ class Program:
         return whole.replace("module {\n", "module @model {\n" + declared, 1)
 
     def _sized(self, tokens: int) -> Graph:
-        return self.graph.copy(dims={**step_sizes(1, self.capacity, max(self.sizes)), TOKENS: tokens})
+        return self.graph.copy(dims={**step_sizes(self.graph, 1, self.capacity, max(self.sizes)), TOKENS: tokens})
 
     def _symbols(self) -> dict[str, list[str]]:
         return {weight.key: [f"w{index}_{part}" for part in range(len(weight.parts))]

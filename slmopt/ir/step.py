@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slmopt.errors import IRError
-from slmopt.ir.dims import Dim, SymbolicDim, substitute_dim, symbol
+from slmopt.ir.dims import Dim, SymbolicDim, dim_symbols, substitute_dim, symbol
 from slmopt.ir.graph import Attribute, Graph, Op, Operand, Value, substitute_attribute
 from slmopt.ir.types import DType, Element, TensorType
 
@@ -17,9 +17,14 @@ CHUNK = "m"  # the most tokens of one step: what a ring has room for beside its 
 POSITION = "position"
 
 
-def step_sizes(batch: int, capacity: int, chunk: int) -> dict[str, Dim]:
-    """What the symbols of @step but for its tokens stand for: sequences, positions, the most tokens of one step."""
-    return {"b": batch, CAPACITY: capacity, CHUNK: chunk}
+def step_sizes(step: Graph, batch: int, capacity: int, chunk: int) -> dict[str, Dim]:
+    """What the symbols of @step but for its tokens stand for: sequences, positions, the most tokens of one step.
+
+    The symbol of sequences is that of the first axis of the ids.
+    """
+    shape = step.inputs[0].shape if step.inputs else ()
+    sequences = dim_symbols(shape[0]) if shape else ()
+    return {**dict.fromkeys(sequences, batch), CAPACITY: capacity, CHUNK: chunk}
 
 
 class StepBuilder:
