@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 
 from slmopt.backends.gpu.device_code import DeviceKernel
-from slmopt.backends.tvm.emit import ProgramFacts, c_dim
+from slmopt.backends.tvm.emit import ProgramFacts, c_dim, emit_facts, emit_fields, find_place
 from slmopt.backends.tvm.lower import Argument, Call
 from slmopt.backends.tvm.plan import Plan
-from slmopt.backends.tvm.views import Buffer, View, element_bytes
 from slmopt.backends.tvm.weight_table import WeightSlot
 
 __all__ = ["emit_code", "emit_device_program"]
@@ -39,7 +38,8 @@ def emit_device_program(
 ) -> str:  # fmt: skip
     """The text of program.c. `device`: which one, where the target says; the kernels' code is in a file of its own."""
     numbers = {kernel.name: index for index, kernel in enumerate(kernels)}
-    text = [_HEAD.format(name=facts.name, target=facts.target), "static const slm_kernel kernels[] = {\n"]
+    target = facts.target.replace("*/", "* /")  # it may name a device
+    text = [_HEAD.format(name=facts.name, target=target), "static const slm_kernel kernels[] = {\n"]
     text += [f'  {{"{kernel.name}", {kernel.threads}}},\n' for kernel in kernels]
     text.append("};\n\nstatic int32_t step(slm_queue *queue, int32_t tokens, int32_t position, int32_t first) {\n")
     text.append("  int32_t lo, hi;\n  (void)position, (void)first;\n")
@@ -49,16 +49,8 @@ def emit_device_program(
         "kernels": "kernels", "kernel_count": len(kernels), "code": "slm_device_code", "code_bytes": f"{code_bytes}u",
         "device": json.dumps(device), "step": "step",
     }  # fmt: skip
-    text += [f"  .{name} = {value},\n" for name, value in fields.items()]
-    text.append("};\n\nconst slm_program slm_this_program = {\n")
-    fields = {
-        "abi": "SLM_PROGRAM_ABI", "name": json.dumps(facts.name), "vocab": facts.vocab, "context": facts.context,
-        "chunk": facts.chunk, "weights_bytes": f"{facts.weights_bytes}ull", "state_bytes": f"{plan.state_bytes}ull",
-        "arena_bytes": f"{max(plan.arena_bytes, 64)}ull", "weights_hash": json.dumps(facts.weights_hash),
-        "cpu_features": "NULL", "target": json.dumps(facts.target), "step": "slm_no_step",
-    }  # fmt: skip
-    text += [f"  .{name} = {value},\n" for name, value in fields.items()]
-    return "".join([*text, "};\n"])
+    text += [emit_fields(fields), "};\n\n", emit_facts(facts, plan, features="NULL", step="slm_no_step")]
+    return "".join(text)
 
 
 def _launch(call: Call, number: int) -> Iterator[str]:
@@ -78,11 +70,7 @@ def _argument(argument: Argument, parameter: str) -> str:
     size = _SIZES[parameter.removeprefix("const ").split()[0]]
     if isinstance(argument, WeightSlot):
         return f"AT(WEIGHTS, {argument.offset // size})"
-    view = argument if isinstance(argument, View) else None
-    buffer = view.buffer if view is not None else argument
-    if not isinstance(buffer, Buffer):
-        raise TypeError(f"no place for {argument!r}")
-    offset = (buffer.offset or 0) + (view.offset * element_bytes(view.element) if view is not None else 0)
+    buffer, offset = find_place(argument)
     return f"AT({buffer.space.upper()}, {offset // size})"
 
 

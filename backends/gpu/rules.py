@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from slmopt.backends.gpu.attention import Attention
 from slmopt.backends.gpu.cache import STORED, DeviceCache, cache_update
 from slmopt.backends.gpu.embedding import embedding
@@ -11,11 +9,19 @@ from slmopt.backends.gpu.linear import linear
 from slmopt.backends.gpu.linear_attention import LinearAttention
 from slmopt.backends.gpu.norm import Norm
 from slmopt.backends.gpu.token_wise import glu, quantize_rows, rope
-from slmopt.backends.tvm.attention_rules import cache_layout
 from slmopt.backends.tvm.lower import Argument, Lowering
-from slmopt.backends.tvm.operands import known_size, optional_weight, required_weight
+from slmopt.backends.tvm.operands import is_quantized, known_size, number, optional_weight, whole_number, word
 from slmopt.backends.tvm.packing import GROUP
-from slmopt.backends.tvm.rows import Rows, joint_rows
+from slmopt.backends.tvm.placed_operands import (
+    cache_role,
+    check_linear,
+    head_strides,
+    place_embedding,
+    place_linear,
+    place_rope,
+    read_caches,
+)
+from slmopt.backends.tvm.rows import Rows
 from slmopt.backends.tvm.views import Buffer, View
 from slmopt.errors import UnsupportedError
 from slmopt.ir.dims import product
@@ -35,25 +41,6 @@ __all__ = [
 ]
 
 
-def _text(op: Op, name: str) -> str | None:
-    value = op.attributes[name]
-    return None if value is None else str(value)
-
-
-def _real(op: Op, name: str) -> float | None:
-    value = op.attributes[name]
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _whole(op: Op, name: str) -> int | None:
-    value = op.attributes[name]
-    return value if isinstance(value, int) else None
-
-
-def _is_quantized(value: Value) -> bool:
-    return not isinstance(value.type.element, DType)
-
-
 def _strides(rows: Rows) -> list[tuple[int, int]]:
     """(s0, s1) of each view; of quantized rows in words, which is how kernels read them."""
     return [(s0 // 4, s1 // 4) if isinstance(view.element, QuantizedType) else (s0, s1)
@@ -70,41 +57,20 @@ def _layout(rows: Rows) -> list[str]:
 
 def lower_embedding(lowering: Lowering, op: Op) -> None:
     """Rows of a packed table by ids."""
-    table, ids, vocab = required_weight(op, 1), op.value(0), lowering.module.metadata.get("vocab") or 0
-    if ids is lowering.graph.inputs[0] and known_size(table.type.shape[0], op) < vocab:
-        raise UnsupportedError(f"{op.describe()}: {table.type} has no row for some of the {vocab} tokens")
-    source: View = lowering.place(ids)
-    if source.buffer.space != "ids":
-        source = lowering.place(lowering.copy(ids, "i32"))
-    out = lowering.allocate(op.result)
-    found = joint_rows(op.result.shape[:-1], [out, source])
-    if found is None or found.inner != 1 or found.strides[0][0] == 0 or found.strides[1][0] not in (0, 1):
-        raise UnsupportedError(f"{op.describe()}: ids {ids.type} do not lie one after another")
-    slot = lowering.weights.linear(table)
+    table, arguments, count = place_embedding(lowering, op)
     kernel = embedding(table.type.element, *(known_size(d, op) for d in table.type.shape))
-    lowering.call(op, kernel, [out, slot, source, "lo", "hi", str(found.strides[0][0])], found.outer)
+    lowering.call(op, kernel, arguments, count)
 
 
 def lower_linear(lowering: Lowering, op: Op) -> None:
     """A packed matrix by rows."""
-    if op.attributes["act"] == "q8" and not _is_quantized(op.value(0)):
-        raise UnsupportedError(f"{op.describe()} quantizes its own input; the pass `fuse` makes that an op of its own")
-    x, weight, bias = op.value(0), required_weight(op, 1), optional_weight(op, 2)
-    if _is_quantized(x) != isinstance(weight.type.element, QuantizedType):
-        raise UnsupportedError(f"{op.describe()}: no kernel multiplies {x.type} by {weight.type}; expected both "
-                               'quantized (act = "q8", which `fuse` makes an op of its own) or neither')  # fmt: skip
-    residual = op.value(3) if len(op.operands) > 3 and op.operands[3] is not None else None
-    out = lowering.allocate(op.result)
-    rows = lowering.joint_rows(op, out, *([x] if residual is None else [x, residual]), even=True)
-    outputs, columns = (known_size(d, op) for d in weight.type.shape)
+    check_linear(op)
+    placed = place_linear(lowering, op, op.value(0))
     kernel = linear(
-        weight.type.element, outputs, columns, bias=bias is not None, residual=residual is not None,
-        activation=_text(op, "activation"), rounded=op.attributes["act"] == "bf16",
+        placed.weight.type.element, placed.outputs, placed.columns, bias=placed.bias, residual=placed.residual,
+        activation=word(op, "activation"), rounded=op.attributes["act"] == "bf16",
     )  # fmt: skip
-    arguments: list[Argument] = [out, rows.views[1], lowering.weights.linear(weight)]
-    arguments += [lowering.weights.raw(bias)] if bias is not None else []
-    arguments += [rows.views[2]] if residual is not None else []
-    lowering.call(op, kernel, [*arguments, "lo", "hi", *_spacing(rows)], rows.outer)
+    lowering.call(op, kernel, [*placed.arguments, "lo", "hi", *_spacing(placed.rows)], placed.rows.outer)
 
 
 def lower_norm(lowering: Lowering, op: Op) -> None:
@@ -113,7 +79,7 @@ def lower_norm(lowering: Lowering, op: Op) -> None:
     x, weight, bias = op.value(0), optional_weight(op, 1), optional_weight(op, 2) if centred else None
     out = lowering.allocate(op.result)
     rows = lowering.joint_rows(op, out, x)
-    norm = Norm(known_size(x.shape[-1], op), _real(op, "eps") or 0.0, centred, _is_quantized(op.result),
+    norm = Norm(known_size(x.shape[-1], op), number(op, "eps") or 0.0, centred, is_quantized(op.result),
                 weight is not None, bias is not None)  # fmt: skip
     weights = [lowering.weights.raw(w) for w in (weight, bias) if w is not None]
     lowering.call(op, norm.kernel(), [*rows.views, *weights, "lo", "hi", *_layout(rows)], rows.count)
@@ -121,14 +87,10 @@ def lower_norm(lowering: Lowering, op: Op) -> None:
 
 def lower_rope(lowering: Lowering, op: Op) -> None:
     """Rotary positions over rows (token, head)."""
-    x, cos, sin = (op.value(i) for i in range(3))
-    out = lowering.allocate(op.result)
-    rows = lowering.joint_rows(op, out, x, cos, sin)
-    angles = rows.strides[2]
-    if angles != rows.strides[3] or angles[1] != 0:
-        raise UnsupportedError(f"{op.describe()}: cos and sin must be shared by all heads of a token")
-    kernel = rope(known_size(x.shape[-1], op), known_size(cos.shape[-1], op), str(op.attributes["style"]))
-    lowering.call(op, kernel, [*rows.views, "lo", "hi", *_layout(rows)[:5], str(angles[0])], rows.count)
+    rows = place_rope(lowering, op)
+    head_dim, rotary_dim = (known_size(op.value(index).shape[-1], op) for index in (0, 1))
+    kernel = rope(head_dim, rotary_dim, str(op.attributes["style"]))
+    lowering.call(op, kernel, [*rows.views, "lo", "hi", *_layout(rows)[:5], str(rows.strides[2][0])], rows.count)
 
 
 def lower_glu(lowering: Lowering, op: Op) -> None:
@@ -136,7 +98,7 @@ def lower_glu(lowering: Lowering, op: Op) -> None:
     gate, up = op.value(0), op.value(1)
     out = lowering.allocate(op.result)
     rows = lowering.joint_rows(op, out, gate, up, even=True)
-    kernel = glu(known_size(gate.shape[-1], op), _text(op, "activation"), _is_quantized(op.result))
+    kernel = glu(known_size(gate.shape[-1], op), word(op, "activation"), is_quantized(op.result))
     lowering.call(op, kernel, [*rows.views, "lo", "hi", *_spacing(rows)], rows.count)
 
 
@@ -153,7 +115,7 @@ def _cache(lowering: Lowering, state: Value, op: Op) -> DeviceCache:
     known = lowering.caches.get(state)
     if isinstance(known, DeviceCache):
         return known
-    layout = cache_layout(lowering, state, op, STORED)
+    layout = cache_role(lowering, state, op, STORED)
     _, heads, slots, size = (known_size(d, op) for d in state.shape)
     element = state.type.element
     width = element.bits // 8 if isinstance(element, DType) else 1
@@ -175,41 +137,34 @@ def lower_cache_update(lowering: Lowering, op: Op) -> None:
     new = op.value(1)
     view = lowering.rows(new)
     ring = op.attributes["window"] is not None
-    kernel = cache_update(cache.layout, cache.element, cache.heads, cache.size, ring, _whole(op, "sink") or 0)
+    kernel = cache_update(cache.layout, cache.element, cache.heads, cache.size, ring, whole_number(op, "sink") or 0)
     arguments: list[Argument] = [cache.buffer, *([] if cache.scales is None else [cache.scales]), view]
-    arguments += ["lo", "hi", "position", str(view.strides[2]), str(view.strides[1]), str(cache.slots)]
+    arguments += ["lo", "hi", "position", *head_strides(view), str(cache.slots)]
     lowering.call(op, kernel, arguments, new.shape[2])
 
 
 def lower_attention(lowering: Lowering, op: Op) -> None:
     """Attention over the caches."""
     query = op.value(0)
-    keys, values = (lowering.caches.get(op.value(index)) for index in (1, 2))
-    if not isinstance(keys, DeviceCache) or not isinstance(values, DeviceCache):
-        raise UnsupportedError(f"{op.describe()}: keys and values must come from caches; run `incrementalize` first")
+    keys, values = read_caches(lowering, op, DeviceCache)
     if op.operands[3] is not None:
         raise UnsupportedError(f"{op.describe()}: no kernel for attention with a dense bias")
     slopes, sinks = optional_weight(op, 5), optional_weight(op, 6)
     view, out = lowering.rows(query), lowering.allocate(op.result)
     _, heads, tokens, size = query.shape
     shape = Attention(
-        known_size(heads, op), keys.heads, known_size(size, op), values.size, keys.element, _real(op, "scale") or 0.0,
-        _real(op, "softcap"), _whole(op, "window"), _whole(op, "sink") or 0, _whole(op, "chunk"),
+        known_size(heads, op), keys.heads, known_size(size, op), values.size, keys.element, number(op, "scale") or 0.0,
+        number(op, "softcap"), whole_number(op, "window"), whole_number(op, "sink") or 0, whole_number(op, "chunk"),
         bool(op.attributes["ring"]), slopes is not None, sinks is not None,
     )  # fmt: skip
     arguments: list[Argument] = [out, view, *_buffers(keys), *_buffers(values)]
     arguments += [lowering.weights.raw(w) for w in (slopes, sinks) if w is not None]
-    arguments += ["tokens", "position", "lo", "hi", *_places(out), *_places(view), str(keys.slots)]
+    arguments += ["tokens", "position", "lo", "hi", *head_strides(out, view), str(keys.slots)]
     lowering.call(op, shape.kernel(), arguments, product((tokens, heads)))
 
 
 def _buffers(cache: DeviceCache) -> list[Argument]:
     return [cache.buffer] if cache.scales is None else [cache.buffer, cache.scales]
-
-
-def _places(view: View) -> list[str]:
-    """The strides of tokens and heads of [b, heads, tokens, size]."""
-    return [str(view.strides[2]), str(view.strides[1])]
 
 
 def lower_linear_attention(lowering: Lowering, op: Op) -> None:
@@ -218,11 +173,10 @@ def lower_linear_attention(lowering: Lowering, op: Op) -> None:
         raise UnsupportedError(f"{op.describe()}: no kernel without a state; run `incrementalize` first")
     if op.attributes["feature"] != "elu1":
         raise UnsupportedError(f"{op.describe()}: no kernel for feature {op.attributes['feature']!r}; expected 'elu1'")
-    views: list[Any] = [lowering.rows(op.value(index)) for index in range(3)]
+    views: list[View] = [lowering.rows(op.value(index)) for index in range(3)]
     state, normalizer = (lowering.keep(op.results[1 + i], op.value(3 + i)) for i in range(2))
     out = lowering.allocate(op.results[0])
     (_, heads, _, size), (_, groups, _, _), (_, _, _, width) = (op.value(index).shape for index in range(3))
     shape = LinearAttention(*(known_size(d, op) for d in (heads, groups, size, width)))
-    arguments: list[Argument] = [out, state, normalizer, *views, "tokens", "lo", "hi"]
-    arguments += [stride for view in (out, *views) for stride in _places(view)]
+    arguments: list[Argument] = [out, state, normalizer, *views, "tokens", "lo", "hi", *head_strides(out, *views)]
     lowering.call(op, shape.kernel(), arguments, shape.kv_heads)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from slmopt.backends.tvm import attention as attention_kernels
 from slmopt.backends.tvm.cache import STORED, cache_bytes, cache_update, ring_of
 from slmopt.backends.tvm.linear_attention import LinearAttention
 from slmopt.backends.tvm.lower import Argument, Cache, Lowering
-from slmopt.backends.tvm.operands import known_size, optional_weight
-from slmopt.backends.tvm.views import Buffer, View
+from slmopt.backends.tvm.operands import known_size, number, optional_weight, whole_number
+from slmopt.backends.tvm.placed_operands import cache_role, head_strides, read_caches
+from slmopt.backends.tvm.views import Buffer
 from slmopt.errors import UnsupportedError
 from slmopt.ir.graph import Op, Value
 from slmopt.ir.types import DType
 
-__all__ = ["cache_layout", "lower_attention", "lower_cache_update", "lower_linear_attention"]
+__all__ = ["lower_attention", "lower_cache_update", "lower_linear_attention"]
 
 
 @dataclass(frozen=True)
@@ -26,32 +26,12 @@ class BlockCache(Cache):
     kept: int | None
 
 
-def _real(op: Op, name: str) -> float | None:
-    """An attribute that is a number or absent."""
-    value = op.attributes[name]
-    return float(value) if isinstance(value, int | float) else None
-
-
-def cache_layout(lowering: Lowering, state: Value, op: Op, stored: Collection[str]) -> str:
-    """What a cache_update's state holds: "keys" or "values". UnsupportedError where no kernel can read it so."""
-    if state.op is not None or state in lowering.views:
-        raise UnsupportedError(f"{op.describe()}: %{state.name} is no state of the step")
-    roles = {use.index for use in op.result.uses if use.op.name == "attention"}
-    others = [user for user in op.result.users if user.name != "attention"]
-    if others or roles not in ({1}, {2}):
-        raise UnsupportedError(f"{op.describe()}: a cache is read by attention alone, as keys or as values")
-    if str(state.type.element) not in stored:
-        expected = ", ".join(stored)
-        raise UnsupportedError(f"{op.describe()}: no kernel for a cache of {state.type.element}; expected {expected}")
-    return "keys" if roles == {1} else "values"
-
-
 def _cache(lowering: Lowering, state: Value, op: Op) -> BlockCache:
     """The cache behind a state, laid out for the operand of attention that reads it."""
     known = lowering.caches.get(state)
     if isinstance(known, BlockCache):
         return known
-    layout = cache_layout(lowering, state, op, STORED)
+    layout = cache_role(lowering, state, op, STORED)
     _, heads, _, size = (known_size(d, op) for d in state.shape)
     capacity, kept = _capacity(lowering, op)
     element = state.type.element
@@ -82,34 +62,29 @@ def lower_cache_update(lowering: Lowering, op: Op) -> None:
         lowering.isa, layout=cache.layout, element=cache.element, heads=cache.heads, head_dim=cache.size,
         kept=cache.kept,
     )  # fmt: skip
-    strides = [str(view.strides[2]), str(view.strides[1])]
-    arguments: list[Argument] = [cache.buffer, view, "lo", "hi", "position", *strides, str(cache.capacity)]
+    arguments: list[Argument] = [cache.buffer, view, "lo", "hi", "position", *head_strides(view), str(cache.capacity)]
     lowering.call(op, kernel, arguments, new.shape[2])
 
 
 def lower_attention(lowering: Lowering, op: Op) -> None:
     """Attention over the caches, work shared by (key head, token, query head)."""
     query = op.value(0)
-    cache, other = (lowering.caches.get(op.value(index)) for index in (1, 2))
-    if not isinstance(cache, BlockCache) or not isinstance(other, BlockCache):
-        raise UnsupportedError(f"{op.describe()}: keys and values must come from caches; run `incrementalize` first")
+    cache, other = read_caches(lowering, op, BlockCache)
     if op.operands[3] is not None or op.attributes["chunk"] is not None:
         raise UnsupportedError(f"{op.describe()}: no kernel for attention with a dense bias or a chunked mask")
     slopes, sinks = optional_weight(op, 5), optional_weight(op, 6)
     view, out = lowering.rows(query), lowering.allocate(op.result)
-    window, sink = _real(op, "window"), _real(op, "sink")
     _, heads, tokens, head_dim = query.shape
     kernel = attention_kernels.attention(
         lowering.isa, heads=known_size(heads, op), kv_heads=cache.heads, head_dim=known_size(head_dim, op),
-        value_dim=other.size, scale=_real(op, "scale") or 0.0, window=None if window is None else int(window),
-        softcap=_real(op, "softcap"), slopes=slopes is not None, sinks=sinks is not None, element=cache.element,
-        sink=int(sink or 0), kept=cache.kept,
+        value_dim=other.size, scale=number(op, "scale") or 0.0, window=whole_number(op, "window"),
+        softcap=number(op, "softcap"), slopes=slopes is not None, sinks=sinks is not None, element=cache.element,
+        sink=whole_number(op, "sink") or 0, kept=cache.kept,
     )  # fmt: skip
     arguments: list[Argument] = [out, view, cache.buffer, other.buffer]
     arguments += [lowering.weights.raw(w) for w in (slopes, sinks) if w is not None]
     first = "first" if op.result in lowering.tail else "0"
-    arguments += [first, "tokens", "position", "lo", "hi", str(out.strides[2]), str(out.strides[1])]
-    arguments += [str(view.strides[2]), str(view.strides[1]), str(cache.capacity)]
+    arguments += [first, "tokens", "position", "lo", "hi", *head_strides(out, view), str(cache.capacity)]
     lowering.call(op, kernel, arguments, tokens * known_size(heads, op))
 
 
@@ -128,11 +103,5 @@ def lower_linear_attention(lowering: Lowering, op: Op) -> None:
     lowering.states.append(normalizer)
     cache = Cache(normalizer, "normalizer", DType.f32, shape.kv_heads, shape.size)  # no other op can read it
     lowering.caches[op.value(4)] = lowering.caches[op.results[2]] = cache
-    arguments: list[Argument] = [out, state, normalizer, *rows, "tokens", "lo", "hi"]
-    arguments += [stride for view in (out, *rows) for stride in _places(view)]
+    arguments: list[Argument] = [out, state, normalizer, *rows, "tokens", "lo", "hi", *head_strides(out, *rows)]
     lowering.call(op, shape.kernel(), arguments, shape.kv_heads * shape.panels)
-
-
-def _places(view: View) -> list[str]:
-    """The strides of tokens and heads of [b, heads, tokens, size]."""
-    return [str(view.strides[2]), str(view.strides[1])]

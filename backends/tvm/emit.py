@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slmopt.backends.tvm.lower import Argument, Call
@@ -14,7 +14,7 @@ from slmopt.backends.tvm.weight_table import WeightSlot
 from slmopt.ir.dims import Dim, SymbolicDim
 from slmopt.ir.step import TOKENS
 
-__all__ = ["ProgramFacts", "emit_program"]
+__all__ = ["ProgramFacts", "c_dim", "emit_facts", "emit_fields", "emit_program", "find_place"]
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,11 @@ def _pointer(argument: Argument, constant: bool) -> str:
         return argument
     if isinstance(argument, WeightSlot):
         return f"(const void *)(W + {argument.offset})"
-    view = argument if isinstance(argument, View) else None
-    buffer = view.buffer if view is not None else argument
-    if not isinstance(buffer, Buffer):
-        raise TypeError(f"no pointer for {argument!r}")
+    buffer, offset = find_place(argument)
     if buffer.space == "ids":
         return "frame->ids"
     if buffer.space == "logits":
         return "logits"
-    offset = (buffer.offset or 0) + (view.offset * element_bytes(view.element) if view is not None else 0)
     base = {"arena": "A", "state": "S"}[buffer.space]
     return f"({qualifier}void *)({base} + {offset})"
 
@@ -115,14 +111,30 @@ def emit_program(calls: Sequence[Call], plan: Plan, facts: ProgramFacts) -> str:
     text.append("}\n\n")
     features = "".join(f"{json.dumps(feature)}, " for feature in facts.cpu_features)
     text.append(f"static const char *const cpu_features[] = {{{features}NULL}};\n\n")
-    text.append("const slm_program slm_this_program = {\n")
+    text.append(emit_facts(facts, plan, features="cpu_features", step="step"))
+    return "".join(text)
+
+
+def emit_facts(facts: ProgramFacts, plan: Plan, *, features: str, step: str) -> str:
+    """The definition of slm_this_program: `features` and `step` are the C names of its list and its function."""
     fields = {
         "abi": "SLM_PROGRAM_ABI", "name": json.dumps(facts.name), "vocab": facts.vocab, "context": facts.context,
         "chunk": facts.chunk, "weights_bytes": f"{facts.weights_bytes}ull", "state_bytes": f"{plan.state_bytes}ull",
         "arena_bytes": f"{max(plan.arena_bytes, 64)}ull", "weights_hash": json.dumps(facts.weights_hash),
-        "cpu_features": "cpu_features", "target": json.dumps(facts.target), "step": "step",
+        "cpu_features": features, "target": json.dumps(facts.target), "step": step,
     }  # fmt: skip
-    text.append("".join(f"  .{name} = {value},\n" for name, value in fields.items()))
-    text.append("};\n")
-    return "".join(text)
+    return "const slm_program slm_this_program = {\n" + emit_fields(fields) + "};\n"
 
+
+def emit_fields(fields: Mapping[str, object]) -> str:
+    """Designated initializers, a line each."""
+    return "".join(f"  .{name} = {value},\n" for name, value in fields.items())
+
+
+def find_place(argument: Argument) -> tuple[Buffer, int]:
+    """The buffer of an argument that is a view or a buffer, and how many bytes in it begins."""
+    view = argument if isinstance(argument, View) else None
+    buffer = view.buffer if view is not None else argument
+    if not isinstance(buffer, Buffer):
+        raise TypeError(f"no place for {argument!r}")
+    return buffer, (buffer.offset or 0) + (view.offset * element_bytes(view.element) if view is not None else 0)

@@ -262,12 +262,18 @@ class Lowering:
         """A primitive kernel that writes the result of `op`, and what it inlines, to `out`."""
         leaves: dict[Value | Weight, Leaf] = {}
         self._gather_leaves(op, leaves)
-        kernel, order = primitive_kernel(op, leaves, out.strides)
+        kernel, order = self.primitive(op, leaves, out.strides)
         sources = [self.views[key] if isinstance(key, Value) else self.weights.raw(key) for key in order]
         axes, _ = row_axes(out.shape)
         count = product([out.shape[axis] for axis in axes])
         self.call(op, kernel, [out, *sources, "tokens", "position", "lo", "hi"], count)
         return out
+
+    def primitive(
+        self, op: Op, leaves: dict[Value | Weight, Leaf], out_strides: tuple[int, ...]
+    ) -> tuple[Kernel, list[Value | Weight]]:
+        """The kernel that computes `op` from `leaves`, and the leaves in the order of its pointers."""
+        return primitive_kernel(op, leaves, out_strides)
 
     def _gather_leaves(self, op: Op, leaves: dict[Value | Weight, Leaf]) -> None:
         for operand in op.operands:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from slmopt.errors import UnsupportedError
 from slmopt.ir.dims import Dim
-from slmopt.ir.graph import Op, Weight
+from slmopt.ir.graph import Op, Value, Weight
+from slmopt.ir.types import DType
 
-__all__ = ["known_size", "optional_weight", "required_weight"]
+__all__ = ["is_quantized", "known_size", "number", "optional_weight", "required_weight", "whole_number", "word"]
 
 
 def optional_weight(op: Op, index: int) -> Weight | None:
@@ -30,3 +31,26 @@ def known_size(dim: Dim, op: Op) -> int:
     if not isinstance(dim, int):
         raise UnsupportedError(f"{op.describe()}: the size {dim} is not known when compiling")
     return dim
+
+
+def word(op: Op, name: str) -> str | None:
+    """An attribute that is a word or absent."""
+    value = op.attributes[name]
+    return None if value is None else str(value)
+
+
+def number(op: Op, name: str) -> float | None:
+    """An attribute that is a number or absent."""
+    value = op.attributes[name]
+    return float(value) if isinstance(value, int | float) else None
+
+
+def whole_number(op: Op, name: str) -> int | None:
+    """An attribute that is a whole number or absent."""
+    value = op.attributes[name]
+    return value if isinstance(value, int) else None
+
+
+def is_quantized(value: Value) -> bool:
+    """Whether a value is stored as codes with scales."""
+    return not isinstance(value.type.element, DType)

@@ -6,6 +6,7 @@ for it. `cpu` and `arm` are two names of one class.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,26 +16,22 @@ from slmopt.artifact import ArtifactWriter, link_library
 from slmopt.backend import BuildReport
 from slmopt.backends.tvm.build import build_object, known_attributes
 from slmopt.backends.tvm.cache import KEY_BLOCK
-from slmopt.backends.tvm.description import write_descriptions
 from slmopt.backends.tvm.emit import ProgramFacts, emit_program
+from slmopt.backends.tvm.generated import CHUNK, GeneratedBackend, Stage
 from slmopt.backends.tvm.isa import Isa, Isas
 from slmopt.backends.tvm.lower import Lowering
 from slmopt.backends.tvm.lowerings import Lowerings
-from slmopt.backends.tvm.plan import Plan, plan_program
+from slmopt.backends.tvm.plan import Plan
 from slmopt.backends.tvm.sizes import check_options, read_sizes
-from slmopt.backends.tvm.wanted_passes import wanted_passes
 from slmopt.cross import compiler_packages, find_compiler, host_machine, require_compiler
 from slmopt.emulation import emulator_packages, find_runner
-from slmopt.errors import InputError, SlmError, UnsupportedError
-from slmopt.expectation import PROBE, expect
+from slmopt.errors import InputError
 from slmopt.ir.graph import Module
 from slmopt.ir.step import step_sizes
 from slmopt.offers import Offers
 from slmopt.target import Target
 
 __all__ = ["Processor", "ProcessorOptions"]
-
-_CHUNK = 128  # most tokens of one step: long prompts run in steps of this many
 
 
 @dataclass(frozen=True)
@@ -43,35 +40,23 @@ class ProcessorOptions:
 
     isa: Isa
     context: int
-    chunk: int = _CHUNK
-
-    @classmethod
-    def of(cls, target: Target, module: Module, backend: Processor) -> ProcessorOptions:
-        """Parse a target's options for a module; InputError names what is wrong."""
-        check_options(target, backend.options)
-        return cls(backend.choose_isa(target), *read_sizes(target, module, _CHUNK))
+    chunk: int = CHUNK
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    return None
-
-
-class Processor:
+class Processor(GeneratedBackend[ProcessorOptions, list[bytes]]):
     """Compiles a module with a @step graph for one kind of processor, with the instruction sets and lowerings on offer.
 
     A backend is a subclass that says which kind; `attributes` maps what LLVM calls the extensions of a named processor
-    to what the runtime checks for.
+    to what the runtime checks for. Its code is object files.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
     machine: ClassVar[str]  # as LLVM and Linux call it
     options: ClassVar[tuple[str, ...]] = ("chunk", "context", "isa")
     attributes: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, offers: Offers) -> None:
+        super().__init__(offers)
         self.isas = Isas(offers.isas, self.machine)
-        self._lowerings = offers.lowerings
 
     def status(self) -> dict[str, Any]:
         """What this machine can do with the target, and which packages would add to it."""
@@ -105,71 +90,52 @@ class Processor:
                 return replace(isa, cpu=cpu, cpu_features=tuple(checked))
         raise InputError(f"target {target}: {cpu} has no {' or '.join(isa.name for isa in sets)}")
 
-    def supports(self, module: Module, target: Target) -> list[str]:
-        """What cannot be compiled, each by op and place; empty where everything can."""
-        return self._lower(module, ProcessorOptions.of(target, module, self)).problems
+    def read_options(self, target: Target, module: Module) -> ProcessorOptions:
+        """Parse a target's options for a module; InputError names what is wrong."""
+        check_options(target, self.options)
+        return ProcessorOptions(self.choose_isa(target), *read_sizes(target, module, CHUNK))
 
-    def pipeline(self, module: Module, target: Target) -> list[str]:
-        """The passes this backend still wants for `module`, in the notation of recipes."""
-        ProcessorOptions.of(target, module, self)
-        require_compiler(self.machine)  # said before passes take their time
-        return wanted_passes(module)
+    def require_tools(self, target: Target) -> None:
+        """InputError where no compiler links for the machine."""
+        require_compiler(self.machine)
 
-    def build(
-        self, module: Module, target: Target, output: str | Path, *, name: str | None = None,
-        ledger: Any = None, recipe: str | None = None, report: BuildReport = _silent,
-    ) -> Path:  # fmt: skip
-        """Write the artifact directory `output`. Nothing is left there where it fails."""
-        options = ProcessorOptions.of(target, module, self)
-        name = name or str(module.metadata.get("name") or module.name)
-        with ArtifactWriter(output) as artifact:
-            lowering = self._lower(module, options)
-            if lowering.problems:
-                raise UnsupportedError(f"target {target} cannot compile @{module.name}:\n  "
-                                       + "\n  ".join(lowering.problems))  # fmt: skip
-            plan = plan_program(lowering.calls, lowering.states)
-            kernels = [call.kernel for call in lowering.calls]
-            objects = build_object(kernels, options.isa, lambda done, total: report("kernels", done, total))
-            with artifact.weights() as weights:
-                lowering.weights.write(weights, lambda done, total: report("weights", done, total))
-            cpu = f",cpu={options.isa.cpu}" if "cpu" in target.options else ""
-            facts = ProgramFacts(
-                name, int(module.metadata["vocab"]), options.context, options.chunk, weights.size, weights.hash,
-                options.isa.cpu_features, f"{self.name}:isa={options.isa.name}{cpu}",
-            )  # fmt: skip
-            self._link(artifact, lowering, plan, facts, objects)
-            report("link", 1, 1)
-            artifact.write(PROBE, expect(module, context=options.context).to_json())
-            write_descriptions(artifact, module, facts, plan, ledger, recipe)
-        return Path(output)
+    def start(self, module: Module, options: ProcessorOptions) -> Lowering:
+        """A lowering of the module's @step, not yet run."""
+        capacity = -(-options.context // KEY_BLOCK) * KEY_BLOCK
+        step = module.graph("step")
+        step = step.copy(dims=step_sizes(step, 1, capacity, options.chunk))
+        lowerings = Lowerings(self._lowerings, options.isa.name)
+        return Lowering(module, step, options.isa, options.chunk, capacity, lowerings)
 
-    def tune(self, module: Module, target: Target, *, rounds: int, report: BuildReport = _silent) -> str:
+    def generate(self, lowering: Lowering, options: ProcessorOptions, stage: Stage) -> list[bytes]:
+        """The code of all kernels that the lowering calls."""
+        return build_object([call.kernel for call in lowering.calls], options.isa, stage)
+
+    def describe(self, target: Target, options: ProcessorOptions) -> str:
+        """The target as the artifact names it."""
+        cpu = f",cpu={options.isa.cpu}" if "cpu" in target.options else ""
+        return f"{self.name}:isa={options.isa.name}{cpu}"
+
+    def features(self, options: ProcessorOptions) -> tuple[str, ...]:
+        """What the processor must have that runs the library, as the runtime names it."""
+        return options.isa.cpu_features
+
+    def tune(self, module: Module, target: Target, *, rounds: int, report: BuildReport) -> str:
         """The target's instruction set as TOML, its matrix products as they run best here for the module's shapes."""
         from slmopt.backends.tvm.tuning import tune
 
-        return tune(module, ProcessorOptions.of(target, module, self).isa, rounds, report)
+        return tune(module, self.read_options(target, module).isa, rounds, report)
 
-    def _lower(self, module: Module, options: ProcessorOptions) -> Lowering:
-        capacity = -(-options.context // KEY_BLOCK) * KEY_BLOCK
-        step = module.graph("step").copy(dims=step_sizes(1, capacity, options.chunk))
-        lowerings = Lowerings(self._lowerings, options.isa.name)
-        lowering = Lowering(module, step, options.isa, options.chunk, capacity, lowerings)
-        try:
-            lowering.run()
-        except SlmError as error:
-            raise type(error)(f"target {self.name}: {error}") from error
-        return lowering
-
-    def _link(
-        self, artifact: ArtifactWriter, lowering: Lowering, plan: Plan, facts: ProgramFacts, objects: list[bytes]
-    ) -> None:
-        import tempfile
-
+    def link(
+        self, artifact: ArtifactWriter, lowering: Lowering, plan: Plan, facts: ProgramFacts, code: list[bytes],
+        options: ProcessorOptions,
+    ) -> None:  # fmt: skip
+        """Write program.c and the library."""
         with tempfile.TemporaryDirectory(prefix="slmopt-build-") as directory:
             program = artifact.file("program.c")
             program.write_text(emit_program(lowering.calls, plan, facts))
             paths = []
-            for index, data in enumerate(objects):
+            for index, data in enumerate(code):
                 paths.append(Path(directory) / f"kernels{index}.o")
                 paths[-1].write_bytes(data)
             library = artifact.file(f"lib{facts.name}.so")

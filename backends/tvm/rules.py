@@ -9,15 +9,15 @@ from slmopt.backends.tvm.glu import glu
 from slmopt.backends.tvm.linear import linear
 from slmopt.backends.tvm.lower import Argument, Lowering
 from slmopt.backends.tvm.norm import layer_norm, rms_norm
-from slmopt.backends.tvm.operands import known_size, optional_weight, required_weight
+from slmopt.backends.tvm.operands import known_size, optional_weight, required_weight, word
+from slmopt.backends.tvm.placed_operands import check_linear, place_embedding, place_linear, place_rope
 from slmopt.backends.tvm.quantize_rows import quantize_rows
 from slmopt.backends.tvm.rope import rope
 from slmopt.backends.tvm.round_rows import round_rows
-from slmopt.backends.tvm.rows import joint_rows
-from slmopt.backends.tvm.views import View, allocate_view
+from slmopt.backends.tvm.views import allocate_view
 from slmopt.errors import UnsupportedError
 from slmopt.ir.graph import Op, Value
-from slmopt.ir.types import DType, QuantizedType
+from slmopt.ir.types import DType
 
 __all__ = [
     "lower_embedding",
@@ -29,63 +29,32 @@ __all__ = [
 ]
 
 
-def _text(op: Op, name: str) -> str | None:
-    """An attribute that is a word or absent."""
-    value = op.attributes[name]
-    return None if value is None else str(value)
-
-
-def _is_quantized(value: Value) -> bool:
-    return not isinstance(value.type.element, DType)
-
-
 def _output(op: Op) -> str:
     return "f32" if op.attributes["output"] == "f32" else "q8"
 
 
 def lower_embedding(lowering: Lowering, op: Op) -> None:
     """Rows of a packed table by ids."""
-    table, ids, vocab = required_weight(op, 1), op.value(0), lowering.module.metadata.get("vocab") or 0
-    if ids is lowering.graph.inputs[0] and known_size(table.type.shape[0], op) < vocab:
-        raise UnsupportedError(f"{op.describe()}: {table.type} has no row for some of the {vocab} tokens")
-    source: View = lowering.place(ids)
-    if source.buffer.space != "ids":
-        source = lowering.place(lowering.copy(ids, "i32"))
-    out = lowering.allocate(op.result)
-    found = joint_rows(op.result.shape[:-1], [out, source])
-    if found is None or found.inner != 1 or found.strides[0][0] == 0 or found.strides[1][0] not in (0, 1):
-        raise UnsupportedError(f"{op.describe()}: ids {ids.type} do not lie one after another")
-    slot = lowering.weights.linear(table)
+    table, arguments, count = place_embedding(lowering, op)
     kernel = embedding(lowering.isa, table.type.element, *(known_size(d, op) for d in table.type.shape))
-    arguments: list[Argument] = [out, slot, source, "lo", "hi", str(found.strides[0][0])]
-    lowering.call(op, kernel, arguments, found.outer)
+    lowering.call(op, kernel, arguments, count)
 
 
 def lower_linear(lowering: Lowering, op: Op) -> None:
     """A packed matrix by rows; threads share the blocks of outputs."""
-    if op.attributes["act"] == "q8" and not _is_quantized(op.value(0)):
-        raise UnsupportedError(f"{op.describe()} quantizes its own input; the pass `fuse` makes that an op of its own")
-    x, weight, bias = op.value(0), required_weight(op, 1), optional_weight(op, 2)
-    if _is_quantized(x) != isinstance(weight.type.element, QuantizedType):
-        raise UnsupportedError(f"{op.describe()}: no kernel multiplies {x.type} by {weight.type}; expected both "
-                               'quantized (act = "q8", which `fuse` makes an op of its own) or neither')  # fmt: skip
-    pairs = op.attributes["act"] == "bf16" and weight.type.element == DType.bf16 and bool(lowering.isa.bf16_dot)
+    check_linear(op)
+    x, element = op.value(0), required_weight(op, 1).type.element
+    pairs = op.attributes["act"] == "bf16" and element == DType.bf16 and bool(lowering.isa.bf16_dot)
     if op.attributes["act"] == "bf16":
         x = _rounded_rows(lowering, op, DType.bf16 if pairs else DType.f32)
-    residual = op.value(3) if len(op.operands) > 3 and op.operands[3] is not None else None
-    out = lowering.allocate(op.result)
-    rows = lowering.joint_rows(op, out, *([x] if residual is None else [x, residual]), even=True)
-    outputs, columns = (known_size(d, op) for d in weight.type.shape)
+    placed = place_linear(lowering, op, x)
     kernel = linear(
-        lowering.isa, weight.type.element, outputs, columns, bias=bias is not None, residual=residual is not None,
-        activation=_text(op, "activation"), rounded=pairs,
+        lowering.isa, element, placed.outputs, placed.columns, bias=placed.bias, residual=placed.residual,
+        activation=word(op, "activation"), rounded=pairs,
     )  # fmt: skip
-    arguments: list[Argument] = [out, rows.views[1], lowering.weights.linear(weight)]
-    arguments += [lowering.weights.raw(bias)] if bias is not None else []
-    arguments += [rows.views[2]] if residual is not None else []
-    arguments += ["t0", "t1", "lo", "hi", *rows.spacing]
-    blocks = -(-outputs // lowering.weights.block(weight.type))
-    lowering.call(op, kernel, arguments, blocks, tokens=rows.outer)
+    blocks = -(-placed.outputs // lowering.weights.block(placed.weight.type))
+    arguments = [*placed.arguments, "t0", "t1", "lo", "hi", *placed.rows.spacing]
+    lowering.call(op, kernel, arguments, blocks, tokens=placed.rows.outer)
 
 
 def _rounded_rows(lowering: Lowering, reader: Op, stored: DType) -> Value:
@@ -128,15 +97,10 @@ def lower_norm(lowering: Lowering, op: Op) -> None:
 
 def lower_rope(lowering: Lowering, op: Op) -> None:
     """Rotary positions over rows (token, head)."""
-    x, cos, sin = (op.value(i) for i in range(3))
-    out = lowering.allocate(op.result)
-    rows = lowering.joint_rows(op, out, x, cos, sin)
-    angles = rows.strides[2]
-    if angles != rows.strides[3] or angles[1] != 0:
-        raise UnsupportedError(f"{op.describe()}: cos and sin must be shared by all heads of a token")
-    head_dim, rotary_dim = known_size(x.shape[-1], op), known_size(cos.shape[-1], op)
+    rows = place_rope(lowering, op)
+    head_dim, rotary_dim = (known_size(op.value(index).shape[-1], op) for index in (0, 1))
     kernel = rope(lowering.isa, head_dim=head_dim, rotary_dim=rotary_dim, style=str(op.attributes["style"]))
-    arguments: list[Argument] = [*rows.views, "lo", "hi", *rows.layout[:5], str(angles[0])]
+    arguments: list[Argument] = [*rows.views, "lo", "hi", *rows.layout[:5], str(rows.strides[2][0])]
     lowering.call(op, kernel, arguments, rows.count)
 
 
@@ -146,7 +110,7 @@ def lower_glu(lowering: Lowering, op: Op) -> None:
     out = lowering.allocate(op.result)
     rows = lowering.joint_rows(op, out, gate, up, even=True)
     width = known_size(gate.shape[-1], op)
-    kernel = glu(lowering.isa, width=width, activation=_text(op, "activation"), output=_output(op))
+    kernel = glu(lowering.isa, width=width, activation=word(op, "activation"), output=_output(op))
     lowering.call(op, kernel, [*rows.views, "lo", "hi", *rows.spacing], rows.count)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 import slmopt
 from slmopt.backends.gpu.backend import CudaBackend, DeviceBackend, OpenClBackend
 from slmopt.backends.gpu.nvcc import find_nvcc
-from slmopt.errors import InputError, UnsupportedError
+from slmopt.errors import InputError, SlmError, UnsupportedError
 from slmopt.interpreter import forward, step_through
 from slmopt.ir.graph import Module
 from slmopt.passes.quantize.round_to_nearest import Quantize
@@ -104,6 +104,29 @@ def test_4_bit_weights_on_opencl(model: LanguageModel, quantized: Module) -> Non
         error = np.abs(feed(session, IDS[0].tolist(), [13, 14]) - expected).max(-1) / np.abs(expected).max()
     # An activation on the edge between two codes may fall either way: most rows agree closely, none is far off.
     assert np.median(error) < 1e-4 and error.max() < 0.02, error
+
+
+def test_after_a_fork_nothing_is_asked_of_the_device(model: LanguageModel) -> None:
+    """The child is told so, and closes what it has without harm."""
+    session = model.session()
+    session.prefill([1])
+    child = os.fork()
+    if child == 0:
+        found = [_error(lambda: session.prefill([2])), _error(model.session)]
+        session.close()
+        model.close()
+        os._exit(0 if all("opened before fork()" in text for text in found) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    session.prefill([2])
+    session.close()
+
+
+def _error(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except SlmError as error:
+        return str(error)
+    return "no error"
 
 
 def test_sessions_are_those_of_processors(model: LanguageModel) -> None:

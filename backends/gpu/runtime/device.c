@@ -7,25 +7,48 @@
 
 #include "device.h"
 
+/* Drivers do not survive fork(): in a child nothing is asked of them, and what is closed there stays as it is. */
+typedef struct {
+  slm_device *device;
+  pid_t process;
+} opened_device;
+
 struct slm_team {
   slm_queue *queue;
   const slm_program *program;
-  pid_t process; /* drivers do not survive fork() */
+  pid_t process;
 };
 
 int32_t slm_usable_cores(void) { return 1; }
 void slm_no_step(const slm_frame *frame) { (void)frame; }
 
 int32_t slm_machine_open(slm_model *model) {
-  model->machine = slm_device_open(&slm_this_device_program, model->weights, model->program->weights_bytes);
-  return model->machine != NULL ? 0 : -1;
+  opened_device *opened = malloc(sizeof *opened);
+  if (opened == NULL) return slm_fail("out of memory");
+  opened->process = getpid();
+  opened->device = slm_device_open(&slm_this_device_program, model->weights, model->program->weights_bytes);
+  if (opened->device == NULL) {
+    free(opened);
+    return -1;
+  }
+  model->machine = opened;
+  return 0;
 }
 
-void slm_machine_close(slm_model *model) { slm_device_close(model->machine); }
+void slm_machine_close(slm_model *model) {
+  opened_device *opened = model->machine;
+  if (opened->process == getpid()) slm_device_close(opened->device);
+  free(opened);
+}
 
 slm_team *slm_team_open(const slm_model *model, int32_t threads) {
   (void)threads; /* the device has its own */
   const slm_program *program = model->program;
+  const opened_device *opened = model->machine;
+  if (opened->process != getpid()) {
+    slm_fail("the model was opened before fork(), which a device's driver does not survive: open it in this process");
+    return NULL;
+  }
   slm_team *team = calloc(1, sizeof *team);
   if (team == NULL) {
     slm_fail("out of memory");
@@ -40,7 +63,7 @@ slm_team *slm_team_open(const slm_model *model, int32_t threads) {
   };
   team->program = program;
   team->process = getpid();
-  team->queue = slm_queue_open(model->machine, bytes);
+  team->queue = slm_queue_open(opened->device, bytes);
   if (team->queue == NULL) {
     free(team);
     return NULL;

@@ -234,17 +234,17 @@ int32_t slm_queue_launch(slm_queue *queue, int32_t kernel, int32_t groups, const
   cl object = queue->kernels[kernel];
   uint32_t index = 0;
   int32_t code = 0;
-  for (int32_t i = 0; i < count; i++) {
+  for (int32_t i = 0; i < count && code == 0; i++) {
     int32_t kind = arguments[i].kind, number = (int32_t)arguments[i].value;
     if (kind == SLM_NUMBER) {
-      code |= device->clSetKernelArg(object, index++, sizeof number, &number);
-    } else {
-      cl *buffer = kind == SLM_WEIGHTS ? &device->weights : &queue->buffers[kind];
-      code |= device->clSetKernelArg(object, index++, sizeof *buffer, buffer);
-      code |= device->clSetKernelArg(object, index++, sizeof arguments[i].value, &arguments[i].value);
+      code = device->clSetKernelArg(object, index++, sizeof number, &number);
+      continue;
     }
+    cl *buffer = kind == SLM_WEIGHTS ? &device->weights : &queue->buffers[kind];
+    code = device->clSetKernelArg(object, index++, sizeof *buffer, buffer);
+    if (code == 0) code = device->clSetKernelArg(object, index++, sizeof arguments[i].value, &arguments[i].value);
   }
-  code |= device->clSetKernelArg(object, index++, sizeof groups, &groups);
+  if (code == 0) code = device->clSetKernelArg(object, index++, sizeof groups, &groups);
   size_t local = (size_t)device->code->kernels[kernel].threads, global = local * (size_t)groups;
   if (code == 0) code = device->clEnqueueNDRangeKernel(queue->queue, object, 1, NULL, &global, &local, 0, NULL, NULL);
   if (code == 0) return 0;
