@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from slmopt.calibrate import tokenize_documents
 from slmopt.errors import ContractError, InputError, UnsupportedError
 from slmopt.interpreter import forward, step_through
 from slmopt.layers import Layers
@@ -16,12 +15,12 @@ from slmopt.passes.fuse.fuse import Fuse
 from slmopt.passes.incrementalize import Incrementalize
 from slmopt.passes.prune.prune_heads import PruneHeads
 from slmopt.passes.raise_.raising import Raise
-from slmopt.pipeline import Context, Pipeline
+from slmopt.pipeline import Pipeline
 from tests.passes.calibrated import apply_on_text, error_on_text, toy_model
 from tests.passes.golden import body_of
 from tests.passes.toys import graph_text
 from tests.rewritten import VARIETY, check_rewritten, raised, random_calibration, rewritten
-from tests.stories import MODEL, calibration_text, evaluation_text, needs_stories
+from tests.stories import EVALUATED, needs_stories, perplexity_after
 
 GROUPED = """
     %q = linear(%x, weight @q : f32[16, 6]) : f32[b, s, 16]
@@ -179,13 +178,5 @@ def test_architectures(tmp_path: Path, name: str) -> None:
 @needs_stories
 def test_stories(tmp_path: Path) -> None:
     """A quarter of the heads of a trained model: at most +14 % of perplexity, where nothing is healed."""
-    import slmopt
-
-    module = slmopt.load(MODEL)
-    text = tokenize_documents(module.metadata, calibration_text())
-    passes = [Raise(), Canonicalize(), PruneHeads(), Fuse(), Incrementalize()]
-    Pipeline(passes, verify=False).run(module, Context(calibration=text))
-    artifact = slmopt.compile(module, "cpu", tmp_path / "pruned")
-    with slmopt.open(artifact) as compiled:
-        found = compiled.perplexity(evaluation_text()).perplexity
-    assert 4.3782 < found < 4.3782 * 1.14
+    found = perplexity_after([Raise(), Canonicalize(), PruneHeads(), Fuse(), Incrementalize()], tmp_path)
+    assert EVALUATED < found < EVALUATED * 1.14

@@ -18,16 +18,7 @@ from slmopt.passes.quantize.cast_weights import CastWeights
 from slmopt.passes.quantize.round_to_nearest import Quantize
 from slmopt.passes.quantize.rounding import round_to_nearest
 from slmopt.pipeline import Lossy
-from tests.passes.toys import apply, graph_text, relative_error, toy
-
-IDS = "%ids: i64[b, s]"
-TIED = """
-    %x = embedding(%ids, weight @table : f32[50, 40]) : f32[b, s, 40]
-    %h = linear(%x, weight @inner : f32[70, 40], weight @bias : f32[70]) {activation = "silu"} : f32[b, s, 70]
-    %y = linear(%h, weight @outer : f32[40, 70], _, %x) : f32[b, s, 40]
-    %logits = linear(%y, weight @table : f32[50, 40]) : f32[b, s, 50]
-    return %logits
-"""
+from tests.passes.toys import IDS, TIED, apply, graph_text, relative_error, toy
 
 
 def test_golden() -> None:

@@ -12,7 +12,17 @@ from slmopt.ir.text import parse_module, print_graph
 from slmopt.ir.types import DType
 from slmopt.pipeline import Context, Pass
 
-__all__ = ["apply", "graph_text", "relative_error", "toy"]
+__all__ = ["IDS", "TIED", "apply", "graph_text", "relative_error", "toy"]
+
+IDS = "%ids: i64[b, s]"
+# A model that reads token ids; its table gives the logits, too.
+TIED = """
+    %x = embedding(%ids, weight @table : f32[50, 40]) : f32[b, s, 40]
+    %h = linear(%x, weight @inner : f32[70, 40], weight @bias : f32[70]) {activation = "silu"} : f32[b, s, 70]
+    %y = linear(%h, weight @outer : f32[40, 70], _, %x) : f32[b, s, 40]
+    %logits = linear(%y, weight @table : f32[50, 40]) : f32[b, s, 50]
+    return %logits
+"""
 
 
 def toy(body: str, seed: int = 0, signature: str = "%x: f32[b, s, 64]", **weights: torch.Tensor) -> Module:
