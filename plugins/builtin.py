@@ -15,6 +15,7 @@ __all__ = [
     "slmopt_metrics",
     "slmopt_passes",
     "slmopt_recipes",
+    "slmopt_runtimes",
 ]
 
 _RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -72,6 +73,12 @@ def slmopt_backends() -> Mapping[str, str]:
         "opencl": "slmopt.backends.gpu.backend:OpenClBackend",
         "cuda": "slmopt.backends.gpu.backend:CudaBackend",
     }
+
+
+@slmopt_plugin
+def slmopt_runtimes() -> Mapping[str, str]:
+    """What opens artifacts that are no libraries."""
+    return {"iree": "slmopt.runtime.iree_program:IreeProgram"}
 
 
 @slmopt_plugin

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from slmopt.pipeline import Observer, Pass
     from slmopt.recipe import Recipe
     from slmopt.rewrite import Rule
+    from slmopt.runtime.program import Program
 
 __all__ = ["Offer", "Registry", "registry"]
 
@@ -93,6 +94,19 @@ class Registry:
                 return name
         raise InputError(f"this machine runs none of the targets {', '.join(self.backends)}: name one to compile for "
                          "another machine; `slmopt targets` tells what each needs")  # fmt: skip
+
+    def open_program(self, runtime: str, path: Path, manifest: Mapping[str, Any]) -> Program:
+        """The artifact at `path`, opened by a runtime; InputError where no plugin offers it, or its plugin fails."""
+        offer = _find(runtime, self.offers.runtimes, "runtime", "slmopt plugins")
+        opener = offer.load()
+        try:
+            program: Program = opener(path, manifest)
+        except SlmError:
+            raise
+        except Exception as error:
+            raise InputError(f"runtime {runtime!r}, offered by {offer.source}, cannot open {path}: "
+                             f"{describe(error)}") from error  # fmt: skip
+        return program
 
     def find_metric(self, name: str) -> Metric:
         """The metric `name`; InputError suggests the nearest name."""

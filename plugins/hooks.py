@@ -78,6 +78,14 @@ class HookSpecifications:
         """
 
     @_specify
+    def slmopt_runtimes(self) -> Places:  # type: ignore[empty-body]
+        """Runtimes: what a manifest's `runtime` says to "module:attribute" of what opens such an artifact.
+
+        It is called with the artifact's path and its manifest, and gives a `slmopt.runtime.program.Program`; an
+        artifact without a `runtime` opens its own library.
+        """
+
+    @_specify
     def slmopt_isas(self) -> Files:  # type: ignore[empty-body]
         """Instruction sets: name to a TOML file, as `--target cpu:isa=NAME` takes it.
 

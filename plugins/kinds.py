@@ -53,6 +53,7 @@ KINDS = (
     Kind("slmopt_rules", "ruleset", r"[a-z][a-z0-9_-]*/[a-z0-9][a-z0-9_.-]*", "PASS/RULESET"),
     Kind("slmopt_backends", "target", r"[a-z][a-z0-9_-]*(:via=[a-z0-9][a-z0-9_.-]*)?",
          "small letters, digits, - and _, with :via=NAME where others compile for the same machines"),
+    Kind("slmopt_runtimes", "runtime"),
     Kind("slmopt_isas", "instruction set", r"[a-z0-9][a-z0-9_.-]*", files=True),
     Kind("slmopt_lowerings", "lowering", r"[a-z][a-z0-9_-]*:[a-z_][a-z0-9_]*(@[a-z0-9][a-z0-9_.-]*)?",
          "CODEGEN:OP or CODEGEN:OP@ISA"),

@@ -90,6 +90,7 @@ class Offers:
     ops: Mapping[str, Offer] = field(default_factory=dict)
     rules: Mapping[str, Offer] = field(default_factory=dict)
     backends: Mapping[str, Offer] = field(default_factory=dict)
+    runtimes: Mapping[str, Offer] = field(default_factory=dict)
     isas: Mapping[str, Offer] = field(default_factory=dict)
     lowerings: Mapping[str, Offer] = field(default_factory=dict)
     frontends: Mapping[str, Offer] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,13 +69,22 @@ class Program(Protocol):
 def open_program(path: Path, manifest: Mapping[str, Any]) -> Program:
     """What runs the artifact at `path`: the manifest's `runtime`, where it names none its own library.
 
-    ArtifactError where it is damaged or made for another machine, InputError where a package is missing.
+    ArtifactError where it is damaged or made for another machine, or no plugin offers the runtime; InputError where a
+    package is missing.
     """
-    runtime = manifest.get("runtime", "library")
-    if runtime not in _RUNTIMES:
-        raise ArtifactError(f"{path} is run by {runtime!r}, which this slmopt does not know ({', '.join(_RUNTIMES)}); "
-                            "open it with the version that compiled it, or compile it again")  # fmt: skip
-    return _RUNTIMES[runtime](path, manifest)
+    runtime = manifest.get("runtime")
+    if runtime is None:
+        from slmopt.runtime.library_program import LibraryProgram
+
+        return LibraryProgram(path, file_name(manifest, "library", path))
+    from slmopt.plugins.discovery import registry
+
+    known = registry()
+    if runtime not in known.offers.runtimes:
+        names = ", ".join(known.offers.runtimes)
+        raise ArtifactError(f"{path} is run by {runtime!r}, which no plugin here offers (known: {names}): install what "
+                            "compiled it, or compile it again")  # fmt: skip
+    return known.open_program(runtime, path, manifest)
 
 
 def file_name(manifest: Mapping[str, Any], key: str, path: Path) -> str:
@@ -86,17 +95,3 @@ def file_name(manifest: Mapping[str, Any], key: str, path: Path) -> str:
         raise ArtifactError(f"the manifest of {path} {what}")
     return name
 
-
-def _open_library(path: Path, manifest: Mapping[str, Any]) -> Program:
-    from slmopt.runtime.library_program import LibraryProgram
-
-    return LibraryProgram(path, file_name(manifest, "library", path))
-
-
-def _open_iree(path: Path, manifest: Mapping[str, Any]) -> Program:
-    from slmopt.runtime.iree_program import IreeProgram
-
-    return IreeProgram(path, manifest)
-
-
-_RUNTIMES: dict[str, Callable[[Path, Mapping[str, Any]], Program]] = {"library": _open_library, "iree": _open_iree}

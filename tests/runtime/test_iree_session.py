@@ -199,7 +199,7 @@ def damage(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (damage(lambda m: m.update(runtime="abacus")), "is run by 'abacus', which this slmopt does not know"),
+        (damage(lambda m: m.update(runtime="abacus")), "is run by 'abacus', which no plugin here offers"),
         (damage(lambda m: m.pop("states")), "the manifest of .* is damaged"),
         (damage(lambda m: m.update(program="../x")), "not a file of the artifact"),
         (damage(lambda m: m.update(flags=["avx9"])), "compiled for another processor: this one lacks avx9"),
