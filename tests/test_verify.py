@@ -183,16 +183,6 @@ def test_a_damaged_file_is_found_before_anything_is_loaded(native: Path, tmp_pat
         check_artifact(damaged)
 
 
-def test_a_manifest_without_hashes_is_damaged(native: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(native, damaged)
-    manifest = json.loads((damaged / "manifest.json").read_text())
-    del manifest["hashes"]
-    (damaged / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match=r"manifest\.json has no hashes of the artifact's files"):
-        check_artifact(damaged)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
