@@ -140,11 +140,13 @@ def substitute_dim(dim: Dim, values: Mapping[str, Dim]) -> Dim:
     """`dim` with each named symbol replaced."""
     if not isinstance(dim, SymbolicDim) or not values:
         return dim
+    if len(dim.terms) == 1 and dim.terms[0][1] == 1 and len(dim.terms[0][0]) == 1:  # most are one symbol
+        return values.get(dim.terms[0][0][0], dim)
     total: Dim = 0
     for monomial, coefficient in dim.terms:
         factor: Dim = coefficient
         for name in monomial:
-            factor = factor * values.get(name, symbol(name))
+            factor = factor * (values[name] if name in values else symbol(name))
         total = total + factor
     return total
 

@@ -137,8 +137,10 @@ class Graph:
     # --- writing ---------------------------------------------------------------------------------------------------
     def fresh_name(self, hint: str) -> str:
         """A name no value of this graph has: `hint` itself where free, else `hint_2`, `hint_3`, ..."""
-        name = re.sub(r"\W", "_", hint) or "v"
-        name = f"_{name}" if name[0].isdigit() else name
+        name = hint
+        if not (hint.isascii() and hint.isidentifier()):
+            name = re.sub(r"\W", "_", hint) or "v"
+            name = f"_{name}" if name[0].isdigit() else name
         count = self._names.get(name, 0) + 1
         self._names[name] = count
         return name if count == 1 else self.fresh_name(f"{name}_{count}")

@@ -128,6 +128,8 @@ class TensorType:
 
     def substitute(self, values: Mapping[str, Dim]) -> TensorType:
         """The type with each named dimension replaced."""
+        if all(isinstance(dim, int) for dim in self.shape):
+            return self
         return TensorType(self.element, tuple(substitute_dim(dim, values) for dim in self.shape))
 
 

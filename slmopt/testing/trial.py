@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slmopt.calibrate import Calibration
+from slmopt.declaration import option_types
 from slmopt.errors import ContractError, InputError, IRError, SlmError, UnsupportedError
 from slmopt.ir.graph import Module
 from slmopt.pipeline import Context, Exact, Pass, Pipeline, module_facts
@@ -87,8 +88,13 @@ def _calibration(module: Module) -> Calibration:
 
 @functools.cache
 def _providers(fact: str) -> tuple[type[Pass], ...]:
+    """The passes that establish a fact, the simplest first: that ensures least, needs least, is told least."""
+
+    def complexity(item: type[Pass]) -> tuple[int, int, int, str]:
+        return len(item.ensures), len(item.requires), len(option_types(item)), item.name
+
     found = [item for item in registry().working_passes().values() if fact in item.ensures]
-    return tuple(sorted(found, key=lambda item: (len(item.ensures), len(item.requires), item.name)))
+    return tuple(sorted(found, key=complexity))
 
 
 def prepare(item: Pass, module: Module, *, follow: bool, decode: bool) -> None:
