@@ -13,7 +13,7 @@ from slmopt.runtime.session import Session
 __all__ = ["THREADS", "TOKENS", "check_parts", "check_threads", "feed"]
 
 THREADS = range(1, 9)  # more than there are cores, and than some kernels have blocks
-TOKENS = 33  # of the longest sequence
+TOKENS = 33  # of the longest sequence: one more than tiles of any size hold
 
 
 def feed(session: Session, ids: Sequence[int], cuts: Sequence[int]) -> np.ndarray:

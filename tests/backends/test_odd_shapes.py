@@ -1,4 +1,5 @@
-"""Every kernel against the interpreter at odd sizes: whole numbers bit by bit, others within what the kernel promises.
+"""Every kernel against the interpreter at odd sizes: whole numbers bit by bit, others within what the kernel promises;
+and the same bytes with every number of threads.
 
 Widths are no multiples of 16 or 32, heads are one, three or five, tables have fewer rows than a block or one more, and
 steps have 1 to 33 tokens. `odd_ops` says what is compiled and how near it must be, `op_module` how that is compared.
@@ -16,9 +17,8 @@ import slmopt
 from tests.backends.native import host_isas
 from tests.backends.odd_ops import add_attention, odd_ops
 from tests.backends.op_module import INTEGERS, NORMALS, ROWS, UNUSUAL, CompiledOps, OpModule
-from tests.backends.sessions import feed
+from tests.backends.sessions import THREADS, TOKENS, check_parts, check_threads, feed
 
-TOKENS = 33  # most tokens of a sequence, one more than tiles of any size hold
 CUTS = st.lists(st.integers(1, TOKENS - 1), max_size=4)
 
 
@@ -50,6 +50,24 @@ def test_every_number_of_tokens(compiled_ops: CompiledOps, rows: range) -> None:
             compiled_ops.ops.check(feed(session, ids, []), ids)
 
 
+# --- how threads share the work changes no bit: 1 to 8 of them, more than there are cores and blocks ------------------
+def test_every_number_of_threads_gives_the_same_bytes(compiled_ops: CompiledOps) -> None:
+    ids = [11 * place % ROWS for place in range(TOKENS)]
+    check_threads(compiled_ops.model, ids, (1, 2, 3, 8, 15, 16, 17, TOKENS))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    threads=st.sampled_from(THREADS), ids=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=TOKENS),
+    cuts=st.lists(st.integers(1, TOKENS - 1), max_size=6),
+)  # fmt: skip
+def test_parts_and_threads_give_the_bytes_of_the_whole(
+    compiled_ops: CompiledOps, threads: int, ids: list[int], cuts: list[int]
+) -> None:
+    check_parts(compiled_ops.model, threads, ids, cuts)
+
+
+# --- more shapes -----------------------------------------------------------------------------------------------------
 @pytest.mark.slow  # `test_small_models` has such caches
 @pytest.mark.parametrize("isa", [isa.name for isa in host_isas()])
 def test_attention_over_a_cache_of_half_precision(isa: str, tmp_path: Path) -> None:
