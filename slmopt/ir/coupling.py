@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from slmopt.errors import IRError, SlmError
 from slmopt.ir.graph import Graph, Module, Op, Operand, Value, Weight, operand_type
 from slmopt.ir.linking import FIXED, Axis, AxisLinker, Link, axis_of, block_axis, couple_unknown
 from slmopt.ir.types import QuantizedType
@@ -213,7 +214,7 @@ def _link_graph(graph: Graph, axes: Any) -> None:
         for operand in op.operands:
             if isinstance(operand, Weight):
                 _note_weight(axes, operand)
-        (op.spec.couple or couple_unknown)(AxisLinker(op, axes), op)
+        _couple(op, axes)
     for value in graph.outputs[: plain[1]]:
         _block_all(axes, value, f"%{value.name} is an output of @{graph.name}")
     for before, after in zip(graph.inputs[plain[0] :], graph.outputs[plain[1] :], strict=True):
@@ -221,6 +222,15 @@ def _link_graph(graph: Graph, axes: Any) -> None:
             ends = axis_of(before, index), axis_of(after, index)
             if ends[0] is not None and ends[1] is not None:
                 axes.add_edge(*ends, link=Link(None, (ends[0], ends[1])))
+
+
+def _couple(op: Op, axes: Any) -> None:
+    try:
+        (op.spec.couple or couple_unknown)(AxisLinker(op, axes), op)
+    except SlmError:
+        raise
+    except Exception as error:  # whatever a plugin's rule does
+        raise IRError(f"{op.describe()}: its `couple` rule raised {type(error).__name__}: {error}") from error
 
 
 def _note_weight(axes: Any, weight: Weight) -> None:

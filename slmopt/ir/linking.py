@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slmopt.errors import IRError
 from slmopt.ir.dims import Dim
 from slmopt.ir.graph import Op, Operand, Value, Weight, operand_type
 
@@ -78,10 +79,19 @@ class AxisLinker:
         self, left: Operand, i: int, right: Operand, j: int,
         channels: tuple[Sequence[int], Sequence[int]] | None = None, choice: bool = False,
     ) -> None:  # fmt: skip
-        """Axis i of one tensor is axis j of another, position by position or channel by channel (see `Link`)."""
+        """Axis i of one tensor is axis j of another, position by position or channel by channel (see `Link`).
+
+        IRError where they are not of one size, or `channels` not of theirs.
+        """
         ends = axis_of(left, i), axis_of(right, j)
-        if ends[0] is not None and ends[1] is not None:
-            self.axes.add_edge(*ends, link=Link(self.op, (ends[0], ends[1]), channels, choice))
+        if ends[0] is None or ends[1] is None:
+            return
+        sizes = [operand_type(operand).shape[index] for operand, index in ((left, i), (right, j))]
+        if sizes[0] != sizes[1] if channels is None else sizes != [len(own) for own in channels]:
+            how = "one by one" if channels is None else f"by {len(channels[0])} and {len(channels[1])} channels"
+            raise IRError(f"{self.op.describe()}: its `couple` rule links {ends[0]}, of size {sizes[0]}, to {ends[1]}, "
+                          f"of size {sizes[1]}, {how}")  # fmt: skip
+        self.axes.add_edge(*ends, link=Link(self.op, (ends[0], ends[1]), channels, choice))
 
     def block(self, operand: Operand, index: int, why: str) -> None:
         """Axis `index` of an operand or result cannot be cut because of what the op does."""
@@ -108,10 +118,10 @@ class AxisLinker:
             if index not in but:
                 self.link(left, index, right, index)
 
-    def link_broadcast(self, operand: Operand, result: Operand, axes: int | None = None) -> None:
+    def link_broadcast(self, operand: Operand, result: Operand) -> None:
         """The axes of a tensor that broadcasts to another, aligned at the end; of size 1 they are repeated."""
         ranks = len(self.shape(operand)), len(self.shape(result))
-        for back in range(1, min(*ranks, ranks[0] if axes is None else axes) + 1):
+        for back in range(1, min(ranks) + 1):
             if self.shape(operand)[-back] == self.shape(result)[-back]:
                 self.link(operand, ranks[0] - back, result, ranks[1] - back)
 

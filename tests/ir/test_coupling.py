@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slmopt.errors import IRError
 from slmopt.interpreter import run
 from slmopt.ir.coupling import FIXED, Coupling, Group
 from slmopt.ir.cutting import cut_units
 from slmopt.ir.graph import Module, Op, Weight
+from slmopt.ir.linking import AxisLinker
+from slmopt.ir.ops import registry
 from slmopt.ir.verify import verify
 from slmopt.passes.canonicalize.canonicalize import Canonicalize
 from slmopt.passes.prune.inner import channels_of, heads_of
 from slmopt.passes.raise_.raising import Raise
 from slmopt.pipeline import Pipeline
 from slmopt.testing import language_models
+from tests.backends import acme
 from tests.passes.toys import toy
 
 IDS = "%ids: i64[b, s]"
@@ -170,6 +177,27 @@ def test_axes_of_unknown_size_have_no_units() -> None:
     found = group(model(GATED), "a", 1)
     assert (found.units, found.places) == (0, {})
     assert found.reason is not None
+
+
+def link_other_axes(axes: AxisLinker, op: Op) -> None:
+    axes.link(op.operands[0], -1, axes.result, -1, ([0, 1], [0, 1]))
+
+
+def link_nothing_there(axes: AxisLinker, op: Op) -> None:
+    axes.link(op.operands[3], -1, axes.result, -1)
+
+
+@pytest.mark.parametrize(
+    ("couple", "message"),
+    [
+        (link_other_axes, r"%a = squash: its `couple` rule links axis 2 of %g, of size 5, to .*by 2 and 2 channels"),
+        (link_nothing_there, r"%a = squash: its `couple` rule raised IndexError: tuple index out of range"),
+    ],
+)
+def test_a_rule_that_cannot_be_right_is_named(couple: Callable[[AxisLinker, Op], None], message: str) -> None:
+    body = GATED.replace("glu(%g, %u)", "squash(%g)")
+    with registry.having([replace(acme.SPECS[0], couple=couple)], "test"), pytest.raises(IRError, match=message):
+        group(model(body), "a")
 
 
 # --- cutting a unit is leaving out what it adds ----------------------------------------------------------------------
