@@ -110,7 +110,8 @@ def test_a_prompt_of_any_length(compiler: Compiler, greedy: list[int]) -> None:
         np.testing.assert_allclose(compiler.logits("f32", greedy, parts), whole, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("recipe", ["w8", "w4", "composed"])
+# 4 bits are in the composed recipe, too.
+@pytest.mark.parametrize("recipe", ["w8", pytest.param("w4", marks=pytest.mark.slow), "composed"])
 def test_quantized_models_are_the_interpreters_or_refused_by_name(
     compiler: Compiler, greedy: list[int], recipe: str
 ) -> None:

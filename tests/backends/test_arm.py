@@ -122,7 +122,7 @@ def test_without_a_compiler_the_error_names_packages(monkeypatch: pytest.MonkeyP
 
 # --- programs under an emulator ------------------------------------------------------------------------------------
 @needs_emulator
-@pytest.mark.parametrize("name", VARIETY)
+@pytest.mark.parametrize("name", [VARIETY[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VARIETY[1:])])
 def test_other_architectures_have_the_interpreters_logits(name: str, tmp_path: Path) -> None:
     module = rewritten(raised(tmp_path, name), [])
     ids = torch.randint(3, 97, (1, TOKENS), generator=torch.Generator().manual_seed(1))
@@ -134,6 +134,7 @@ def test_other_architectures_have_the_interpreters_logits(name: str, tmp_path: P
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @needs_emulator
 def test_linears_of_odd_sizes_without_dot_products(tmp_path: Path) -> None:
     _check_odd(odd_linears(), "neon", tmp_path)

@@ -20,7 +20,7 @@ ISAS = pytest.mark.parametrize("isa", host_isas(), ids=lambda isa: isa.name)
 @pytest.mark.parametrize("name", TYPES)
 def test_few_and_odd_numbers_of_inputs(isa: Isa, name: str) -> None:
     random, rows = np.random.default_rng(5), 5 * isa.lanes - 3
-    kernels = {columns: linear(isa, parse_element(name), rows, columns) for columns in (1, 3, 4, 5, 8, 31)}
+    kernels = {columns: linear(isa, parse_element(name), rows, columns) for columns in (1, 3, 4, 31)}
     library = Kernels(list(kernels.values()), isa)
     for columns, kernel in kernels.items():
         weight = make_weight(isa, parse_element(name), rows, columns, random)
