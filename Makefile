@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # A process per core, of one thread each; tests of one file stay together, since they share what they compile.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 SYSTEM := $(shell sed '/^#/d' system-packages.txt)
 
 .PHONY: demo test test-slow bench lint system clean

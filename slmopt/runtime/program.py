@@ -80,7 +80,7 @@ def open_program(path: Path, manifest: Mapping[str, Any]) -> Program:
     from slmopt.plugins.discovery import registry
 
     known = registry()
-    if runtime not in known.offers.runtimes:
+    if not isinstance(runtime, str) or runtime not in known.offers.runtimes:
         names = ", ".join(known.offers.runtimes)
         raise ArtifactError(f"{path} is run by {runtime!r}, which no plugin here offers (known: {names}): install what "
                             "compiled it, or compile it again")  # fmt: skip

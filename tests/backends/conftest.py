@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 import slmopt
-from tests.backends.native import host_isas
+from tests.backends.native import isa_parameters
 from tests.backends.odd_ops import odd_ops
 from tests.backends.op_module import CompiledOps
 
 
-@pytest.fixture(scope="session", params=[isa.name for isa in host_isas()])
+@pytest.fixture(scope="session", params=isa_parameters())
 def compiled_ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CompiledOps]:
     """Every kind of kernel at odd sizes."""
     ops = odd_ops()

@@ -7,8 +7,10 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from slmopt.backends.tvm.build import build_object
 from slmopt.backends.tvm.isa import Isa, Isas
@@ -16,7 +18,7 @@ from slmopt.backends.tvm.kernel import Kernel
 from slmopt.plugins import builtin
 from slmopt.plugins.discovery import Registry
 
-__all__ = ["BUILTIN", "ISAS", "Kernels", "aligned", "host_isas"]
+__all__ = ["BUILTIN", "ISAS", "Kernels", "aligned", "host_isas", "isa_parameters"]
 
 BUILTIN = Registry([("slmopt", builtin)]).offers
 ISAS = Isas(BUILTIN.isas)
@@ -26,6 +28,17 @@ def host_isas() -> list[Isa]:
     """Every instruction set this processor can run."""
     best = ISAS.detect().rank
     return [isa for isa in map(ISAS.load, ISAS.names()) if isa.rank <= best]
+
+
+def isa_parameters() -> list[Any]:
+    """The names of `host_isas` for parametrize. Of two whose vectors are equally long, which share most of their code,
+    only the better one is fast enough for `make test`."""
+    seen: set[int] = set()
+    parameters = []
+    for isa in host_isas():
+        parameters.append(pytest.param(isa.name, marks=[pytest.mark.slow] if isa.lanes in seen else []))
+        seen.add(isa.lanes)
+    return parameters
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

@@ -145,6 +145,7 @@ def test_products_of_pairs_of_bfloat16(tmp_path: Path) -> None:
     _check_odd(odd_linears(rounding=True), "neon-bf16", tmp_path)
 
 
+@pytest.mark.slow
 @needs_emulator
 def test_every_kernel_at_odd_sizes(tmp_path: Path) -> None:
     _check_odd(odd_ops(), "neon-dot", tmp_path)

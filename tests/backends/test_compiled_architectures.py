@@ -25,6 +25,8 @@ from tests.backends.native import BUILTIN
 
 CONTEXT = 48
 TOLERANCE = 1e-3  # absolute, on logits
+# What compiles to the same kinds of kernels as another; their traces and passes are tested elsewhere.
+ALIKE = {"qwen2", "mistral", "granite", "olmo2", "smollm3", "phi3", "stablelm", "opt"}
 
 
 def prepare(module: Module, *extra: Pass) -> Module:
@@ -43,7 +45,8 @@ def library_logits(artifact: Path, ids: np.ndarray, parts: list[int]) -> np.ndar
         return np.concatenate(found)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else [])
+                                  for name in ARCHITECTURES])  # fmt: skip
 def test_eager_forward_step_and_library_agree(name: str, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", name)
     ids = torch.randint(3, 97, (1, 40), generator=torch.Generator().manual_seed(1))
@@ -60,7 +63,7 @@ def test_eager_forward_step_and_library_agree(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bloom"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_quantized_library_equals_the_quantized_graph(name: str, bits: int, tmp_path: Path) -> None:
     save_tiny(tmp_path / "model", name)
     ids = torch.randint(3, 97, (1, 20), generator=torch.Generator().manual_seed(1))

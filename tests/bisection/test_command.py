@@ -200,6 +200,7 @@ class Calibrated(Rounds):
         return Rounds((0, 1)).run(module, context)
 
 
+@pytest.mark.slow
 @needs_stories
 def test_the_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of 36 matrices, some few in 4 bits cost 3% of perplexity; they are found, and none of them can be left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,9 @@ def test_an_opener_that_fails_is_named_with_its_owner(artifact: Path) -> None:
         slmopt.open(artifact)
 
 
-def test_a_runtime_that_nobody_offers_is_named_with_those_that_are(artifact: Path) -> None:
-    write_manifest(artifact, runtime="abacus", vocab=VOCAB)
-    with pytest.raises(ArtifactError, match=r"is run by 'abacus', which no plugin here offers \(known: .*counting"):
+@pytest.mark.parametrize("runtime", ["abacus", ["counting"], 3])
+def test_a_runtime_that_nobody_offers_is_named_with_those_that_are(artifact: Path, runtime: Any) -> None:
+    write_manifest(artifact, runtime=runtime, vocab=VOCAB)
+    expected = rf"is run by {re.escape(repr(runtime))}, which no plugin here offers \(known: .*counting"
+    with pytest.raises(ArtifactError, match=expected):
         slmopt.open(artifact)
