@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slmopt.errors import InputError, IRError
-from slmopt.ir.dims import Dim, SymbolicDim
+from slmopt.ir.dims import Dim, SymbolicDim, single_symbol
 from slmopt.ir.graph import Graph, Module, Op, Value, Weight
 from slmopt.ir.step import step_sizes
 from slmopt.ir.types import DType, QuantizedType
@@ -31,7 +31,7 @@ def bind_symbols(graph: Graph, shapes: Sequence[Sequence[int]]) -> dict[str, Dim
     for value, shape in zip(graph.inputs, shapes, strict=True):
         fits = len(shape) == len(value.shape)
         for dim, size in zip(value.shape, shape, strict=False):
-            name = _single_symbol(dim)
+            name = single_symbol(dim)
             if name is not None:
                 fits = fits and bound.setdefault(name, size) == size
             else:
@@ -39,13 +39,6 @@ def bind_symbols(graph: Graph, shapes: Sequence[Sequence[int]]) -> dict[str, Dim
         if not fits:
             raise InputError(f"graph @{graph.name}: input %{value.name} must be {value.type}, got shape {list(shape)}")
     return bound
-
-
-def _single_symbol(dim: Dim) -> str | None:
-    """The name of a dimension that is one symbol and nothing else."""
-    if isinstance(dim, SymbolicDim) and len(dim.terms) == 1 and dim.terms[0][1] == 1 and len(dim.terms[0][0]) == 1:
-        return dim.terms[0][0][0]
-    return None
 
 
 def run(

@@ -17,8 +17,8 @@ from slmopt.backends.gpu.interfaces import CUDA, OPENCL, Interface
 from slmopt.backends.gpu.lowering import DeviceLowering
 from slmopt.backends.gpu.nvcc import NVCC_PACKAGES, compile_cuda, find_nvcc, parse_architectures
 from slmopt.backends.gpu.packed import DEVICE
+from slmopt.backends.tvm.backend import CHUNK, GeneratedBackend, Stage
 from slmopt.backends.tvm.emit import ProgramFacts
-from slmopt.backends.tvm.generated import CHUNK, GeneratedBackend, Stage
 from slmopt.backends.tvm.lower import Lowering
 from slmopt.backends.tvm.lowerings import Lowerings
 from slmopt.backends.tvm.plan import Plan

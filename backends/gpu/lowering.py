@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from slmopt.backends.gpu.device_code import DeviceKernel
 from slmopt.backends.gpu.primitives import device_primitive
@@ -17,7 +16,6 @@ from slmopt.ir.graph import Op, Value, Weight
 __all__ = ["DeviceLowering"]
 
 
-@dataclass
 class DeviceLowering(Lowering):
     """What has been lowered so far, for a device. `DEVICE.name` marks the lowerings meant for it: "tvm:OP@gpu"."""
 

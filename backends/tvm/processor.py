@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from slmopt.artifact import ArtifactWriter, link_library
 from slmopt.backend import BuildReport
+from slmopt.backends.tvm.backend import CHUNK, GeneratedBackend, Stage
 from slmopt.backends.tvm.build import build_object, known_attributes
 from slmopt.backends.tvm.cache import KEY_BLOCK
 from slmopt.backends.tvm.emit import ProgramFacts, emit_program
-from slmopt.backends.tvm.generated import CHUNK, GeneratedBackend, Stage
 from slmopt.backends.tvm.isa import Isa, Isas
 from slmopt.backends.tvm.lower import Lowering
 from slmopt.backends.tvm.lowerings import Lowerings

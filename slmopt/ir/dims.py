@@ -8,7 +8,7 @@ from typing import TypeAlias, Union
 
 from slmopt.errors import IRError
 
-__all__ = ["Dim", "SymbolicDim", "dim_symbols", "parse_dim", "product", "substitute_dim", "symbol"]
+__all__ = ["Dim", "SymbolicDim", "dim_symbols", "parse_dim", "product", "single_symbol", "substitute_dim", "symbol"]
 
 Monomial: TypeAlias = tuple[str, ...]
 Dim: TypeAlias = Union[int, "SymbolicDim"]
@@ -136,12 +136,19 @@ def dim_symbols(dim: Dim) -> frozenset[str]:
     return frozenset(name for monomial, _ in _terms(dim) for name in monomial)
 
 
+def single_symbol(dim: Dim) -> str | None:
+    """The name of a dimension that is one symbol and nothing else."""
+    if isinstance(dim, SymbolicDim) and len(dim.terms) == 1 and dim.terms[0][1] == 1 and len(dim.terms[0][0]) == 1:
+        return dim.terms[0][0][0]
+    return None
+
+
 def substitute_dim(dim: Dim, values: Mapping[str, Dim]) -> Dim:
     """`dim` with each named symbol replaced."""
     if not isinstance(dim, SymbolicDim) or not values:
         return dim
-    if len(dim.terms) == 1 and dim.terms[0][1] == 1 and len(dim.terms[0][0]) == 1:  # most are one symbol
-        return values.get(dim.terms[0][0][0], dim)
+    if (alone := single_symbol(dim)) is not None:  # most are
+        return values.get(alone, dim)
     total: Dim = 0
     for monomial, coefficient in dim.terms:
         factor: Dim = coefficient

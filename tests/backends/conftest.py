@@ -16,5 +16,5 @@ from tests.backends.op_module import CompiledOps
 def compiled_ops(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CompiledOps]:
     """Every kind of kernel at odd sizes."""
     ops = odd_ops()
-    with slmopt.open(ops.compile(request.param, tmp_path_factory.mktemp("odd"))) as model:
+    with slmopt.open(ops.compile(request.param.name, tmp_path_factory.mktemp("odd"))) as model:
         yield CompiledOps(ops, model)

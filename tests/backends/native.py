@@ -31,12 +31,12 @@ def host_isas() -> list[Isa]:
 
 
 def isa_parameters() -> list[Any]:
-    """The names of `host_isas` for parametrize. Of two whose vectors are equally long, which share most of their code,
+    """`host_isas` for parametrize. Of two whose vectors are equally long, which share most of their code,
     only the better one is fast enough for `make test`."""
     seen: set[int] = set()
     parameters = []
     for isa in host_isas():
-        parameters.append(pytest.param(isa.name, marks=[pytest.mark.slow] if isa.lanes in seen else []))
+        parameters.append(pytest.param(isa, id=isa.name, marks=[pytest.mark.slow] if isa.lanes in seen else []))
         seen.add(isa.lanes)
     return parameters
 

@@ -9,7 +9,6 @@ from slmopt.backends.tvm.isa import Isa
 from slmopt.backends.tvm.linear import linear
 from slmopt.backends.tvm.packing import inputs_together
 from slmopt.ir.types import DType, parse_element
-from tests.backends.native import ISAS as KNOWN_ISAS
 from tests.backends.native import Kernels, aligned, host_isas, isa_parameters
 from tests.backends.packed_weights import make_weight
 
@@ -17,12 +16,11 @@ TYPES = ["f32", "f16", "bf16"]
 ISAS = pytest.mark.parametrize("isa", host_isas(), ids=lambda isa: isa.name)
 
 
-@pytest.mark.parametrize("named", isa_parameters())
+@pytest.mark.parametrize("isa", isa_parameters())
 @pytest.mark.parametrize("name", TYPES)
-def test_few_and_odd_numbers_of_inputs(named: str, name: str) -> None:
-    isa = KNOWN_ISAS.load(named)
+def test_few_and_odd_numbers_of_inputs(isa: Isa, name: str) -> None:
     random, rows = np.random.default_rng(5), 5 * isa.lanes - 3
-    kernels = {columns: linear(isa, parse_element(name), rows, columns) for columns in (1, 3, 4, 31)}
+    kernels = {columns: linear(isa, parse_element(name), rows, columns) for columns in (1, 3, 4, 5, 8, 31)}
     library = Kernels(list(kernels.values()), isa)
     for columns, kernel in kernels.items():
         weight = make_weight(isa, parse_element(name), rows, columns, random)

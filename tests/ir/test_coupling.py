@@ -24,9 +24,8 @@ from slmopt.passes.raise_.raising import Raise
 from slmopt.pipeline import Pipeline
 from slmopt.testing import language_models
 from tests.backends import acme
-from tests.passes.toys import toy
+from tests.passes.toys import IDS, toy
 
-IDS = "%ids: i64[b, s]"
 EMBEDDED = "%x = embedding(%ids, weight @table : f32[11, 12]) : f32[b, s, 12]"
 
 

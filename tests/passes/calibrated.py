@@ -12,11 +12,10 @@ from slmopt.ir.graph import Module
 from slmopt.ir.text import parse_module
 from slmopt.ir.verify import verify
 from slmopt.pipeline import Context, Pass
-from tests.passes.toys import relative_error, toy
+from tests.passes.toys import IDS, relative_error, toy
 
 __all__ = ["IDS", "apply_on_text", "error_on_text", "small_text", "toy_model"]
 
-IDS = "%ids: i64[b, s]"
 _VOCABULARY = 29
 
 

@@ -20,8 +20,8 @@ from slmopt.passes.incrementalize import Incrementalize
 from slmopt.pipeline import Pipeline
 from tests.passes.golden import body_of, check_untouched
 from tests.passes.test_attention_window import QKV, layered, plain
-from tests.passes.test_incrementalize import IDS, attention, ids_of
-from tests.passes.toys import apply, relative_error, toy
+from tests.passes.test_incrementalize import attention, ids_of
+from tests.passes.toys import IDS, apply, relative_error, toy
 
 
 def recurrent(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ from slmopt.passes.attention.attention_window import AttentionWindow
 from slmopt.passes.incrementalize import Incrementalize
 from slmopt.pipeline import Pipeline
 from tests.passes.golden import body_of, check_untouched
-from tests.passes.test_incrementalize import IDS, attention, ids_of
-from tests.passes.toys import apply, relative_error, toy
+from tests.passes.test_incrementalize import attention, ids_of
+from tests.passes.toys import IDS, apply, relative_error, toy
 
 QKV = "%q: f32[b, 4, s, 8], %k: f32[b, 2, s, 8], %v: f32[b, 2, s, 8]"
 

@@ -13,9 +13,7 @@ from slmopt.ir import Graph, tensor
 from slmopt.ir.ops.language import quantize_rows
 from slmopt.ir.text import parse_module
 from slmopt.passes.incrementalize import Incrementalize
-from tests.passes.toys import apply, graph_text, relative_error, toy
-
-IDS = "%ids: i64[b, s]"
+from tests.passes.toys import IDS, apply, graph_text, relative_error, toy
 
 
 def attention(options: str = "", *, extra: str = "", tail: str = "", heads: int = 4) -> str:

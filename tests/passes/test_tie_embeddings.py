@@ -14,10 +14,9 @@ from slmopt.passes.quantize.round_to_nearest import Quantize
 from slmopt.passes.share.tie_embeddings import TieEmbeddings
 from slmopt.target import parse_target
 from tests.backends.native import BUILTIN
-from tests.passes.toys import apply, graph_text, toy
+from tests.passes.toys import IDS, apply, graph_text, toy
 from tests.rewritten import VARIETY, check_rewritten, raised, rewritten
 
-IDS = "%ids: i64[b, s]"
 UNTIED = """
     %x = embedding(%ids, weight @table : f32[50, 40]) : f32[b, s, 40]
     %h = linear(%x, weight @inner : f32[40, 40]) : f32[b, s, 40]

@@ -14,7 +14,7 @@ PASSES = Registry([("slmopt", builtin)]).working_passes()
 
 @pytest.mark.parametrize("cls", PASSES.values(), ids=PASSES)
 def test_conforms(cls: type[Pass]) -> None:
-    check_pass(cls, examples=30)
+    check_pass(cls)
 
 
 @pytest.mark.slow

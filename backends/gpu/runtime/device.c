@@ -7,16 +7,18 @@
 
 #include "device.h"
 
-/* Drivers do not survive fork(): in a child nothing is asked of them, and what is closed there stays as it is. */
 typedef struct {
   slm_device *device;
   pid_t process;
 } opened_device;
 
+/* Drivers do not survive fork(): in a child nothing is asked of them, and what is closed there stays as it is. */
+static int32_t is_ours(const opened_device *opened) { return opened->process == getpid(); }
+
 struct slm_team {
   slm_queue *queue;
   const slm_program *program;
-  pid_t process;
+  const opened_device *opened;
 };
 
 int32_t slm_usable_cores(void) { return 1; }
@@ -37,7 +39,7 @@ int32_t slm_machine_open(slm_model *model) {
 
 void slm_machine_close(slm_model *model) {
   opened_device *opened = model->machine;
-  if (opened->process == getpid()) slm_device_close(opened->device);
+  if (is_ours(opened)) slm_device_close(opened->device);
   free(opened);
 }
 
@@ -45,7 +47,7 @@ slm_team *slm_team_open(const slm_model *model, int32_t threads) {
   (void)threads; /* the device has its own */
   const slm_program *program = model->program;
   const opened_device *opened = model->machine;
-  if (opened->process != getpid()) {
+  if (!is_ours(opened)) {
     slm_fail("the model was opened before fork(), which a device's driver does not survive: open it in this process");
     return NULL;
   }
@@ -62,7 +64,7 @@ slm_team *slm_team_open(const slm_model *model, int32_t threads) {
       [SLM_LOGITS] = chunk * (uint64_t)program->vocab * sizeof(float),
   };
   team->program = program;
-  team->process = getpid();
+  team->opened = opened;
   team->queue = slm_queue_open(opened->device, bytes);
   if (team->queue == NULL) {
     free(team);
@@ -72,7 +74,7 @@ slm_team *slm_team_open(const slm_model *model, int32_t threads) {
 }
 
 int32_t slm_team_run(slm_team *team, const slm_frame *frame) {
-  if (team->process != getpid())
+  if (!is_ours(team->opened))
     return slm_fail("the session was opened before fork(), which a device's driver does not survive: open one in this process");
   uint64_t row = (uint64_t)team->program->vocab * sizeof(float), first = (uint64_t)frame->first_logit;
   uint64_t rows = (uint64_t)frame->tokens - first;
@@ -84,7 +86,7 @@ int32_t slm_team_run(slm_team *team, const slm_frame *frame) {
 }
 
 void slm_team_close(slm_team *team) {
-  if (team->process == getpid()) slm_queue_close(team->queue);
+  if (is_ours(team->opened)) slm_queue_close(team->queue);
   free(team);
 }
 
